@@ -1,0 +1,72 @@
+"""Many domain experts for LangChain applications at the price of one small model.
+
+The public names are loaded when they are first used: importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from one4all_lc.base.loading import SharedBase
+    from one4all_lc.card import ExpertCard
+    from one4all_lc.engine.engine import Engine
+    from one4all_lc.errors import (
+        EngineClosed,
+        InvalidInput,
+        ModelNotFound,
+        One4AllError,
+        UnfitExpert,
+        UnknownExpert,
+    )
+    from one4all_lc.experts.chat import ChatExpert
+    from one4all_lc.library import Library
+    from one4all_lc.one4all import One4All
+    from one4all_lc.routing.route import Route
+    from one4all_lc.routing.router import SemanticRouter
+
+_HOME = {
+    "ChatExpert": "experts.chat",
+    "Engine": "engine.engine",
+    "EngineClosed": "errors",
+    "ExpertCard": "card",
+    "InvalidInput": "errors",
+    "Library": "library",
+    "ModelNotFound": "errors",
+    "One4All": "one4all",
+    "One4AllError": "errors",
+    "Route": "routing.route",
+    "SemanticRouter": "routing.router",
+    "SharedBase": "base.loading",
+    "UnfitExpert": "errors",
+    "UnknownExpert": "errors",
+}
+
+__all__ = [
+    "ChatExpert",
+    "Engine",
+    "EngineClosed",
+    "ExpertCard",
+    "InvalidInput",
+    "Library",
+    "ModelNotFound",
+    "One4All",
+    "One4AllError",
+    "Route",
+    "SemanticRouter",
+    "SharedBase",
+    "UnfitExpert",
+    "UnknownExpert",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
