@@ -1,0 +1,268 @@
+"""The shared base: found, quantized once per process, and known by its fingerprint.
+
+The only module that imports bitsandbytes.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from one4all_lc.base.embedded import resolve
+from one4all_lc.card import BaseFacts, BaseFingerprint
+from one4all_lc.errors import InvalidInput, ModelNotFound
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+Quantization = Literal["auto", "nf4", "int8", "none"]
+
+# Encoded to tell tokenizers with one vocabulary but other rules apart.
+_PROBE = (
+    "How's the camera? قیمت گوشی چند است؟ Où est-ce?\n\tSELECT COUNT(*) FROM t1 WHERE x >= 3.14;"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedBase:
+    """The pretrained model that every expert is a LoRA adapter on.
+
+    Attributes:
+        facts: What adapters are checked against.
+        model: The decoder, in eval mode, its gradients off.
+        tokenizer: Its tokenizer, with the chat template.
+        quantization: `nf4`, `int8` or `none`: what `auto` was resolved to.
+
+    Example:
+        base = SharedBase.load("HuggingFaceTB/SmolLM2-135M-Instruct", quantization="nf4")
+    """
+
+    facts: BaseFacts
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    quantization: str
+
+    _loaded: ClassVar[dict[tuple[str, ...], "SharedBase"]] = {}
+    _loading: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        base: str = DEFAULT_BASE,
+        *,
+        quantization: Quantization = "auto",
+        device: str = "auto",
+        dtype: "torch.dtype | None" = None,
+        shared: bool = True,
+    ) -> Self:
+        """Load a base, or return it if this process has loaded it already.
+
+        Args:
+            base: A path or hub id of any decoder that AutoModelForCausalLM loads.
+            quantization: bitsandbytes NF4 (double quantization) or int8, none, or by device.
+            device: `auto` is the first CUDA device, or else the CPU.
+            dtype: Type of what is not quantized; by default bfloat16 where the device computes
+                it natively or the base is quantized, else float32.
+            shared: False loads a copy that nobody else sees: training changes the model, and an
+                NF4 layer that has answered on a CPU is packed in a form without gradients.
+
+        Raises:
+            ModelNotFound: No place holds the base, or it is not a decoder.
+            InvalidInput: The quantization is unknown or does not run on the device.
+        """
+        device = _device(device)
+        chosen = _quantization(quantization, device)
+        folder = resolve(base)
+        key = (folder, chosen, device, str(dtype))
+        with cls._loading:
+            if shared and key in cls._loaded:
+                return cls._loaded[key]  # type: ignore[return-value]
+            model = _load_model(folder, chosen, device, dtype)
+            tokenizer = _load_tokenizer(folder)
+            loaded = cls(facts_of(base, model, tokenizer), model, tokenizer, chosen)
+            if shared:
+                cls._loaded[key] = loaded
+            return loaded
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the base computes."""
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """The type that hidden states have."""
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of parameters and buffers, as quantized."""
+        return int(self.model.get_memory_footprint())
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together that the base was made for."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        configured = self.model.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        return frozenset({*ends, self.tokenizer.eos_token_id} - {None})
+
+
+def describe(base: str = DEFAULT_BASE) -> BaseFacts:
+    """Return the facts of a base without loading its weights.
+
+    Raises:
+        ModelNotFound: No place holds the base, or it is not a decoder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = resolve(base)
+    with _decoder_or_error(folder), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    return facts_of(base, model, _load_tokenizer(folder))
+
+
+def facts_of(
+    base: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
+) -> BaseFacts:
+    """Fingerprint a base and list its linear layers, whatever their quantization."""
+    import torch
+
+    head = model.get_output_embeddings()
+    linears = {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    embeddings = list(model.get_input_embeddings().weight.shape)
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    probe = tokenizer.encode(_PROBE, add_special_tokens=False)
+    fingerprint = BaseFingerprint(
+        architecture=type(model).__name__,
+        shapes=_sha256([embeddings, sorted(linears.items())]),
+        tokenizer=_sha256([vocabulary, probe]),
+        chat_template=_sha256(tokenizer.chat_template) if tokenizer.chat_template else "",
+    )
+    return BaseFacts(base, fingerprint, linears)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and notices of transformers and bitsandbytes off the terminal."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    notices = logging.getLogger("bitsandbytes")
+    notices_level = notices.level
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    notices.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        notices.setLevel(notices_level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.device(device))
+    except RuntimeError:
+        msg = f"There is no device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'."
+        raise InvalidInput(msg) from None
+
+
+def _quantization(quantization: str, device: str) -> str:
+    if quantization not in ("auto", "nf4", "int8", "none"):
+        msg = f"There is no quantization {quantization!r}: use 'auto', 'nf4', 'int8' or 'none'."
+        raise InvalidInput(msg)
+    runs = device.startswith(("cuda", "cpu"))
+    if quantization in ("nf4", "int8") and not runs:
+        msg = (
+            f"bitsandbytes does not quantize on {device!r}: use quantization='none' there, or the "
+            "device 'cpu' or 'cuda'."
+        )
+        raise InvalidInput(msg)
+    if quantization == "auto":
+        return "nf4" if runs else "none"
+    return quantization
+
+
+def _load_model(
+    folder: str, quantization: str, device: str, dtype: "torch.dtype | None"
+) -> "PreTrainedModel":
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if dtype is None:
+        native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+        dtype = torch.bfloat16 if native or quantization != "none" else torch.float32
+    with _decoder_or_error(folder):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, **_quantizer(quantization, dtype)
+        )
+    if quantization == "int8":  # it would log a line for every call of every layer
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _quantizer(quantization: str, dtype: "torch.dtype") -> Mapping[str, Any]:
+    if quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config}
+
+
+def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    with _decoder_or_error(folder):
+        return AutoTokenizer.from_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _decoder_or_error(folder: str) -> Iterator[None]:
+    """Turn what transformers says of an unusable folder into one sentence."""
+    try:
+        with quiet():
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        msg = (
+            f"{folder} does not load as a decoder with its tokenizer ({reason}): give the id or "
+            "path of a model for AutoModelForCausalLM."
+        )
+        raise ModelNotFound(msg) from error
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Requests in, tokens out: one thread owns the base and runs everybody's requests together."""

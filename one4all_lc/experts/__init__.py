@@ -1,0 +1,1 @@
+"""Experts as LangChain Runnables."""

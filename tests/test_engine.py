@@ -1,0 +1,283 @@
+"""The engine gives every request the answer that it would get alone, whatever else runs."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from langchain_core.messages import HumanMessage
+
+from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.errors import EngineClosed, InvalidInput, UnfitExpert
+from one4all_lc.experts.messages import render, to_turns
+from one4all_lc.folder import read_expert
+from tests.prompts import PROMPTS
+
+
+@pytest.fixture
+def engine(base_nf4):
+    return Engine.of(base_nf4)
+
+
+def prompt_of(base, question):
+    return tuple(render(base.tokenizer, to_turns([HumanMessage(question)])))
+
+
+def request(base, question, *experts, **sampling):
+    settings = Sampling(**{"max_tokens": 24, **sampling})
+    return Request(prompt_of(base, question), tuple((item, 1.0) for item in experts), settings)
+
+
+def generated(base, prompt, **settings):
+    """What transformers' own `generate` answers."""
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        output = base.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, **settings
+        )
+    return base.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+
+
+@pytest.fixture
+def exact(base_fp32):
+    return Engine.of(base_fp32)
+
+
+def answers_like_generate(engine, prompts):
+    """Which prompts get the text of `generate`, all asked at once."""
+    base = engine.base
+    handles = [engine.submit(request(base, text)) for text in prompts]
+    expected = [generated(base, prompt_of(base, text), do_sample=False) for text in prompts]
+    return [handle.result().text == text for handle, text in zip(handles, expected, strict=True)]
+
+
+def test_greedy_text_equals_generate_on_fifty_prompts(exact):
+    assert all(answers_like_generate(exact, PROMPTS))
+
+
+def test_quantized_greedy_text_equals_generate_but_for_near_ties(engine):
+    """In bfloat16 `generate` sums a ragged end of the cache otherwise, which tips near ties."""
+    same = answers_like_generate(engine, PROMPTS[:20])
+    assert sum(same) >= 14, f"{sum(same)} of {len(same)}"
+
+
+def test_logits_are_the_same_bits_alone_and_in_company(engine, base_nf4, make_expert):
+    """Rounding must not depend on the neighbours, or a busy server would answer otherwise."""
+    expert = read_expert(make_expert("e", base_nf4.facts, rank=4), base_nf4.facts)
+    asked = request(base_nf4, PROMPTS[10], expert, max_tokens=40)
+    alone = engine.submit(asked).result().tokens
+    company = [
+        engine.submit(request(base_nf4, text * (i + 1), max_tokens=30 + i))
+        for i, text in enumerate(PROMPTS[:7])
+    ]
+    assert engine.submit(asked).result().tokens == alone
+    for handle in company:
+        handle.result()
+
+
+def test_threads_get_the_answers_that_they_get_one_at_a_time(engine, base_nf4, make_expert):
+    folders = [make_expert(f"e{i}", base_nf4.facts, rank=4 * (i + 1), seed=i) for i in range(3)]
+    experts = [read_expert(folder, base_nf4.facts) for folder in folders]
+    asked = [(text, experts[i % 3]) for i, text in enumerate(PROMPTS[:32])]
+
+    def answer(item):
+        return engine.submit(request(base_nf4, *item)).result().text
+
+    alone = [answer(item) for item in asked]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(answer, asked))
+    assert together == alone
+    first = [answer((PROMPTS[0], expert)) for expert in experts]
+    assert len(set(first)) == 3, "the experts must differ for the test to count"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.8, "top_p": 0.9, "seed": 7},
+        {"temperature": 1.1, "top_k": 20, "repetition_penalty": 1.2, "seed": 3},
+    ],
+)
+def test_a_seed_repeats_the_draw_alone_or_in_company(engine, base_nf4, settings):
+    def ask(text, **changed):
+        return engine.submit(request(base_nf4, text, **(settings | changed)))
+
+    alone = ask(PROMPTS[10]).result().tokens
+    company = [ask(text) for text in PROMPTS[:6]]
+    assert ask(PROMPTS[10]).result().tokens == alone
+    assert ask(PROMPTS[10], seed=99).result().tokens != alone
+    for handle in company:
+        handle.result()
+
+
+def test_sampling_settings_mean_what_generate_means_by_them(exact, base_fp32):
+    """Greedy with a repetition penalty has no draw: it must equal `generate`."""
+    settings = {"do_sample": False, "repetition_penalty": 1.3}
+    for text in PROMPTS[:4]:
+        expected = generated(base_fp32, prompt_of(base_fp32, text), **settings)
+        handle = exact.submit(request(base_fp32, text, repetition_penalty=1.3))
+        assert handle.result().text == expected
+
+
+def test_a_stop_text_of_several_tokens_is_cut_exactly(engine, base_nf4):
+    whole = engine.submit(request(base_nf4, PROMPTS[10], max_tokens=60)).result().text
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 9]
+    assert len(base_nf4.tokenizer.encode(stop)) > 1
+    handle = engine.submit(request(base_nf4, PROMPTS[10], max_tokens=60, stop=(stop, "никогда")))
+    streamed = "".join(piece.text for piece in handle)
+    assert streamed == whole[: whole.index(stop)]
+    assert handle.result().finish_reason == "stop"
+
+
+def test_a_reader_that_stops_frees_its_row(engine, base_nf4):
+    handle = engine.submit(request(base_nf4, PROMPTS[10], max_tokens=4000))
+    for piece in handle:
+        if piece.text:
+            break
+    handle.cancel()
+    completion = handle.result(timeout=60)
+    assert completion.finish_reason == "cancelled"
+    assert len(completion.tokens) < 4000
+    assert not engine._scheduler.running
+
+
+def test_an_error_reaches_the_request_that_it_belongs_to_and_no_other(
+    engine, base_nf4, make_expert, monkeypatch
+):
+    broken = read_expert(make_expert("broken", base_nf4.facts, seed=666), base_nf4.facts)
+    good = read_expert(make_expert("good", base_nf4.facts, seed=4), base_nf4.facts)
+    expected = engine.submit(request(base_nf4, PROMPTS[0], good)).result().text
+    adapter = engine.residency.acquire(broken)
+    for _, b in adapter.factors.values():  # the memory went bad after the folder was checked
+        b.fill_(float("nan"))
+    handles = [engine.submit(request(base_nf4, PROMPTS[0], item)) for item in (good, broken, good)]
+    with pytest.raises(FloatingPointError, match="not finite"):
+        handles[1].result()
+    assert [handles[i].result().text for i in (0, 2)] == [expected, expected]
+    engine.residency.release(broken.identity)
+
+
+def test_a_batch_that_fails_is_run_again_row_by_row(engine, base_nf4, make_expert, monkeypatch):
+    """Whoever made the forward fail is found out, and the others go on."""
+    culprit = read_expert(make_expert("culprit", base_nf4.facts, seed=13), base_nf4.facts)
+    real, failed = engine._decoder.forward, []
+
+    def forward(rows, adapters):
+        decoding = len(rows[0].tokens) == 1
+        if decoding and any(row.mixture for row in rows):
+            failed.append(len(rows))
+            msg = "out of memory"
+            raise RuntimeError(msg)
+        return real(rows, adapters)
+
+    expected = [engine.submit(request(base_nf4, text)).result().text for text in PROMPTS[:3]]
+    monkeypatch.setattr(engine._decoder, "forward", forward)
+    others = [engine.submit(request(base_nf4, text)) for text in PROMPTS[:2]]
+    bad = engine.submit(request(base_nf4, PROMPTS[9], culprit))
+    others.append(engine.submit(request(base_nf4, PROMPTS[2])))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bad.result()
+    assert [handle.result().text for handle in others] == expected
+    assert failed[0] > 1, "the batch must have failed for the test to count"
+
+
+def test_many_requests_pass_through_few_rows(base_fp32):
+    """Requests join and leave a running batch; more of them than rows wait their turn."""
+    Engine.of(base_fp32).close()
+    engine = Engine(base_fp32, max_rows=3)
+    try:
+        lengths = [3, 17, 5, 1, 9, 12, 2]
+        handles = [
+            engine.submit(request(base_fp32, text, max_tokens=n))
+            for text, n in zip(PROMPTS, lengths, strict=False)
+        ]
+        for text, n, handle in zip(PROMPTS, lengths, handles, strict=False):
+            expected = engine.submit(request(base_fp32, text, max_tokens=n)).result()
+            assert handle.result().tokens == expected.tokens
+            assert len(handle.result().tokens) <= n
+    finally:
+        engine.close()
+
+
+def test_a_long_prompt_is_read_in_chunks_like_at_once(base_fp32, monkeypatch):
+    text = " ".join(PROMPTS)
+    engine = Engine.of(base_fp32)
+    whole = engine.submit(request(base_fp32, text, max_tokens=8)).result().tokens
+    monkeypatch.setattr("one4all_lc.engine.engine.PREFILL_CHUNK", 50)
+    neighbour = engine.submit(request(base_fp32, PROMPTS[0], max_tokens=20))
+    in_chunks = engine.submit(request(base_fp32, text, max_tokens=8)).result().tokens
+    assert in_chunks == whole
+    alone = engine.submit(request(base_fp32, PROMPTS[0], max_tokens=20)).result()
+    assert neighbour.result().tokens == alone.tokens
+
+
+async def test_event_loops_read_like_threads(engine, base_nf4):
+    handle = engine.submit(request(base_nf4, PROMPTS[3]))
+    text = "".join([piece.text async for piece in handle])
+    assert text == (await handle.aresult()).text == handle.result().text
+    again = await asyncio.gather(
+        *(engine.submit(request(base_nf4, PROMPTS[3])).aresult() for _ in range(4))
+    )
+    assert {completion.text for completion in again} == {text}
+
+
+def test_streamed_pieces_make_up_the_text_in_persian_too(engine, base_nf4):
+    """A character of several tokens comes whole, never as a replacement character."""
+    handle = engine.submit(
+        request(base_nf4, "تکرار کن: سلام دنیا، حال شما چطور است؟", max_tokens=60)
+    )
+    pieces = [piece.text for piece in handle]
+    assert "".join(pieces) == handle.result().text
+    assert not any("\ufffd" in piece for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"stop": ("",)}, "stop"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, words):
+    with pytest.raises(InvalidInput, match=words):
+        Sampling(**wrong)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(engine, base_nf4):
+    with pytest.raises(InvalidInput, match=r"reads 8,192"):
+        engine.submit(Request((5,) * 9000))
+    with pytest.raises(InvalidInput, match="no tokens"):
+        engine.submit(Request(()))
+
+
+def test_weights_that_changed_on_disk_are_not_used(engine, base_nf4, make_expert):
+    expert = read_expert(make_expert("e", base_nf4.facts, seed=77), base_nf4.facts)
+    content = bytearray(expert.weights_file.read_bytes())
+    content[-1] ^= 1
+    expert.weights_file.write_bytes(content)
+    with pytest.raises(UnfitExpert, match="changed after"):
+        engine.submit(request(base_nf4, PROMPTS[0], expert))
+
+
+def test_closing_ends_what_runs_with_an_error(base_fp32):
+    engine = Engine.of(base_fp32)
+    handle = engine.submit(request(base_fp32, PROMPTS[10], max_tokens=4000))
+    next(iter(handle))
+    engine.close()
+    with pytest.raises(EngineClosed):
+        handle.result(timeout=60)
+    with pytest.raises(EngineClosed):
+        engine.submit(request(base_fp32, PROMPTS[0]))
+    assert threading.active_count() < 50
+    assert Engine.of(base_fp32) is not engine
+
+
+def test_a_base_has_one_engine(base_nf4, engine):
+    assert Engine.of(base_nf4) is engine
+    with pytest.raises(InvalidInput, match="has an engine"):
+        Engine(base_nf4)
