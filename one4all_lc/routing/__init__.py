@@ -1,0 +1,1 @@
+"""From a question to the expert that should answer it."""

@@ -1,0 +1,76 @@
+"""The default embedder: multilingual-e5-small, loaded at first use and shared by the process."""
+
+import threading
+from functools import cache
+from typing import TYPE_CHECKING
+
+from langchain_core.embeddings import Embeddings
+
+if TYPE_CHECKING:
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+MODEL = "intfloat/multilingual-e5-small"
+# E5 was trained with "query: " and "passage: ". Exemplars are questions as well, so both sides of
+# the comparison are queries. Source: https://huggingface.co/intfloat/multilingual-e5-small
+PROMPT = "query: "
+
+
+class QuestionEmbeddings(Embeddings):
+    """`HuggingFaceEmbeddings` that compares questions with questions.
+
+    It loads at first use, so that building a router costs nothing, and embeds one batch at a time:
+    a fast tokenizer refuses to be used by two threads at once, and a CPU gains nothing from it.
+
+    Args:
+        model_name: A hub id or path that `one4all_lc.base.embedded.resolve` finds.
+    """
+
+    def __init__(self, model_name: str = MODEL) -> None:
+        self.model_name = model_name
+        self._turn = threading.RLock()
+        self._model: HuggingFaceEmbeddings | None = None
+
+    def load(self) -> "HuggingFaceEmbeddings":
+        """Load the model unless it is loaded; from another thread, while the base loads.
+
+        Raises:
+            ModelNotFound: No place holds the model.
+        """
+        with self._turn:
+            if self._model is None:
+                self._model = _load(self.model_name)
+            return self._model
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts as vectors of length 1."""
+        with self._turn:
+            return self.load().embed_documents(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed one text as a vector of length 1, exactly as `embed_documents` would."""
+        return self.embed_documents([text])[0]
+
+
+@cache
+def default_embeddings() -> QuestionEmbeddings:
+    """Return the process's one default embedder."""
+    return QuestionEmbeddings()
+
+
+def _load(model_name: str) -> "HuggingFaceEmbeddings":
+    import torch
+    from langchain_huggingface import HuggingFaceEmbeddings
+
+    from one4all_lc.base.embedded import resolve
+
+    return HuggingFaceEmbeddings(
+        model_name=resolve(model_name),
+        model_kwargs={
+            "device": "cuda" if torch.cuda.is_available() else "cpu",
+            "local_files_only": True,
+            # The checkpoint holds half precision, in which a CPU is many times slower.
+            "model_kwargs": {"dtype": torch.float32},
+        },
+        encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
+        query_encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
+    )

@@ -1,0 +1,87 @@
+"""The router's decision for one question."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Reason = Literal["matched", "below_threshold", "empty"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One expert as the router sees it for one question.
+
+    Attributes:
+        name: The expert.
+        score: Density of the expert's exemplars around the question, a cosine.
+        probability: That the question is this expert's, given that it is some expert's.
+    """
+
+    name: str
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class NearExemplar:
+    """An exemplar near the question.
+
+    Attributes:
+        text: The exemplar.
+        expert: Whose it is.
+        similarity: Its cosine to the question, language removed.
+    """
+
+    text: str
+    expert: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Route:
+    """The router's decision for one question.
+
+    Attributes:
+        question: The question as it was routed.
+        experts: Every expert, best first.
+        abstained: Whether no expert should answer.
+        reason: `matched`, `below_threshold`, or `empty` for a library without experts.
+        in_scope: How well the question fits the best expert's domain; None without experts, as
+            `threshold` is.
+        threshold: What `in_scope` must reach.
+        margin: The best expert's probability less the second's; 1 for a single expert.
+        nearest: The nearest exemplars of all experts, nearest first.
+        fingerprint: Of embedder, experts, exemplars and settings: scores with different
+            fingerprints must not be compared.
+    """
+
+    question: str
+    experts: tuple[Candidate, ...]
+    abstained: bool
+    reason: Reason
+    in_scope: float | None
+    threshold: float | None
+    margin: float
+    nearest: tuple[NearExemplar, ...]
+    fingerprint: str
+
+    @property
+    def best(self) -> str | None:
+        """The expert that should answer; None if the router abstained."""
+        return None if self.abstained else self.experts[0].name
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the route as JSON-ready values, `best` among them."""
+        return {**dataclasses.asdict(self), "best": self.best}
+
+    def explain(self) -> str:
+        """Say in one sentence why the route is what it is."""
+        if self.in_scope is None or self.threshold is None:
+            return "No expert is in use, so the base answers."
+        best, near = self.experts[0], self.nearest[0]
+        facts = f"the nearest exemplar is {near.text!r} of {near.expert} ({near.similarity:.2f})"
+        relation = "under" if self.abstained else "at or over"
+        scores = f"in-scope score {self.in_scope:.2f} {relation} the threshold {self.threshold:.2f}"
+        if self.abstained:
+            return f"No expert takes it, so the base answers: {facts}; {scores} of {best.name}."
+        return f"It goes to {best.name} ({best.probability:.0%}): {facts}; {scores}."
