@@ -1,0 +1,157 @@
+"""An expert against the bare base on rows that neither has seen, on the base as it is served."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from one4all_lc.base.loading import Quantization, SharedBase
+from one4all_lc.base.lora import Packer, attach
+from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.errors import InvalidInput
+from one4all_lc.folder import Expert, read_expert
+from one4all_lc.training.data import Example, Row, encode
+
+SCORED_ROWS = 200
+"""Rows whose perplexity is measured, unless told otherwise."""
+
+ANSWERED_ROWS = 100
+"""Rows that are answered, which takes longer, unless told otherwise."""
+
+Metrics = dict[str, Any]
+
+
+def measure(
+    folder: str | Path,
+    rows: Sequence[Row],
+    base: str,
+    *,
+    quantization: Quantization = "auto",
+    scored: int = SCORED_ROWS,
+    answered: int = ANSWERED_ROWS,
+) -> Metrics:
+    """Compare an expert with the bare base on held-out rows.
+
+    Both get the expert's system prompt, so that the difference is the adapter's.
+
+    Args:
+        folder: The expert's folder.
+        rows: The data; its `test` rows are used, or else its `dev` rows.
+        base: Id of the base, loaded as it is served.
+        quantization: How.
+        scored: Rows for the perplexity, drawn by a fixed seed.
+        answered: Of these, rows that are answered, greedily.
+
+    Returns:
+        Per metric the values of `base` and `expert`; empty if no row was held out.
+    """
+    split = next((name for name in ("test", "dev") if any(r.split == name for r in rows)), None)
+    if split is None:
+        return {}
+    shared = SharedBase.load(base, quantization=quantization)
+    expert = read_expert(folder, shared.facts)
+    held_out = [row for row in rows if row.split == split]
+    drawn = Random(0).sample(held_out, min(scored, len(held_out)))
+    perplexity, tokens = _perplexities(shared, expert, drawn)
+    answers = _answers(shared, expert, drawn[:answered])
+    wanted = [row.answer for row in drawn[:answered]]
+    return {
+        "split": split,
+        "quantization": shared.quantization,
+        "perplexity": {**perplexity, "rows": len(drawn), "tokens": tokens},
+        **{
+            name: {**_means(score, answers, wanted), "rows": len(wanted)}
+            for name, score in (("exact_match", exact_match), ("rouge_l", rouge_l()))
+        },
+    }
+
+
+def exact_match(answer: str, wanted: str) -> float:
+    """1.0 if both are the same text, white space aside."""
+    return float(answer.split() == wanted.split())
+
+
+def rouge_l() -> Callable[[str, str], float]:
+    """Return the ROUGE-L F-measure, by Google's `rouge_score`.
+
+    Raises:
+        InvalidInput: The package is not installed.
+    """
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        msg = "Measuring an expert needs rouge-score: pip install 'one4all_lc[train]'."
+        raise InvalidInput(msg) from None
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    return lambda answer, wanted: float(scorer.score(wanted, answer)["rougeL"].fmeasure)
+
+
+def _means(
+    score: Callable[[str, str], float], answers: Mapping[str, Sequence[str]], wanted: Sequence[str]
+) -> dict[str, float]:
+    return {
+        who: round(sum(map(score, given, wanted)) / len(wanted), 4)
+        for who, given in answers.items()
+    }
+
+
+def _perplexities(
+    shared: SharedBase, expert: Expert, rows: Iterable[Row]
+) -> tuple[dict[str, float], int]:
+    """Return the perplexity of the answers' tokens for base and expert, and how many there are."""
+    room = shared.context_length
+    examples, _ = encode(rows, shared.tokenizer, expert.card.system_prompt, room)
+    examples.sort(key=len)
+    tokens = sum(len(example.answer) for example in examples)
+    engine = Engine.of(shared)
+    adapter = engine.residency.acquire(expert)
+    try:
+        losses = {
+            "base": _loss(shared, examples, (), {}),
+            "expert": _loss(
+                shared, examples, ((expert.identity, 1.0),), {expert.identity: adapter}
+            ),
+        }
+    finally:
+        engine.residency.release(expert.identity)
+    return {who: round(math.exp(loss / tokens), 3) for who, loss in losses.items()}, tokens
+
+
+def _loss(
+    shared: SharedBase,
+    examples: Sequence[Example],
+    mixture: tuple[tuple[str, float], ...],
+    adapters: Mapping[str, Any],
+    batch_rows: int = 8,
+) -> float:
+    import torch
+
+    from one4all_lc.training.trainer import answer_loss, collate, features
+
+    cell, packer = attach(shared.model, list(shared.facts.linears)), Packer()
+    total = 0.0
+    for start in range(0, len(examples), batch_rows):
+        batch = examples[start : start + batch_rows]
+        inputs = collate([features(example) for example in batch])
+        placed = {name: tensor.to(shared.device) for name, tensor in inputs.items()}
+        plan = packer.plan([mixture] * len(batch), adapters)
+        with torch.inference_mode(), cell.using(plan):
+            total += float(answer_loss(shared.model, placed))
+    return total
+
+
+def _answers(shared: SharedBase, expert: Expert, rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return what base and expert answer, in the order of the rows."""
+    limit = expert.card.generation.get("max_tokens", Sampling().max_tokens)
+    sampling = Sampling(max_tokens=limit)
+    examples, _ = encode(rows, shared.tokenizer, expert.card.system_prompt, shared.context_length)
+    engine = Engine.of(shared)
+    handles = {
+        who: [engine.submit(Request(example.prompt, experts, sampling)) for example in examples]
+        for who, experts in (("base", ()), ("expert", ((expert, 1.0),)))
+    }
+    return {
+        who: [handle.result().text.strip() for handle in asked] for who, asked in handles.items()
+    }

@@ -1,0 +1,235 @@
+"""Train one expert: a LoRA adapter on the NF4 base, with a card and a place in the library.
+
+Source: QLoRA, https://arxiv.org/abs/2305.14314
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.card import ExpertCard, check_name
+from one4all_lc.errors import InvalidInput
+from one4all_lc.folder import (
+    CONFIG_FILE,
+    EXEMPLARS_FILE,
+    WEIGHTS_FILE,
+    Exemplar,
+    Expert,
+    publish,
+    read_expert,
+    sha256_of,
+    write_exemplars,
+)
+from one4all_lc.training.data import Example, Row, encode, read_rows
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+EXEMPLARS_DRAWN = 40
+"""How many training questions become exemplars where the folder has none."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train.
+
+    Attributes:
+        rank: Rows of every A; the file grows with it.
+        alpha: The adapter's output is scaled by `alpha / rank`.
+        learning_rate: Peak, after a short warm-up, falling as a half cosine.
+        steps: Optimizer steps; None takes three passes over the rows, 400 steps at most.
+        batch_rows: Rows a step.
+        max_tokens: Rows with a longer prompt and answer are left out.
+        seed: Of initial weights and order.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    learning_rate: float = 1e-3
+    steps: int | None = None
+    batch_rows: int = 16
+    max_tokens: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class About:
+    """What people and the router should know of an expert; None keeps what its card says."""
+
+    title: str | None = None
+    description: str | None = None
+    languages: tuple[str, ...] | None = None
+    system_prompt: str | None = None
+    generation: Mapping[str, Any] | None = None
+    license: str | None = None
+
+
+def train_expert(
+    folder: str | Path,
+    data: Sequence[str | Path],
+    *,
+    about: About | None = None,
+    recipe: Recipe | None = None,
+    base: str = DEFAULT_BASE,
+    resume: bool = False,
+) -> Expert:
+    """Train an expert from rows of data, measure it against the base, and put it in `folder`.
+
+    Work goes on in a hidden folder beside it; `folder` changes at the very end, in one step.
+
+    Args:
+        folder: The expert's folder, new or to be replaced; its name is the expert's.
+        data: JSONL files of `training.data` rows.
+        about: Title, description and the like; needed for a new expert.
+        recipe: How to train.
+        base: The base to train on, quantized as NF4.
+        resume: Go on from the last checkpoint of a run that was stopped.
+
+    Raises:
+        InvalidInput: The data or the description cannot be used.
+        UnfitExpert: The folder's name or its present card cannot be used.
+        ModelNotFound: No place holds the base.
+    """
+    folder, recipe = Path(folder).resolve(), recipe or Recipe()
+    card = _card_facts(folder, about or About())
+    rows = read_rows(data)
+    work = folder.parent / f".{folder.name}.training"
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    made = work / folder.name
+    made.mkdir(parents=True, exist_ok=True)
+    shared = SharedBase.load(base, quantization="nf4", shared=False)
+    examples, left_out = encode(
+        [row for row in rows if row.split == "train"],
+        shared.tokenizer,
+        card["system_prompt"],
+        recipe.max_tokens,
+    )
+    if not examples:
+        msg = f"All {left_out} training rows are longer than {recipe.max_tokens} tokens."
+        raise InvalidInput(msg)
+    facts = _fit(shared, examples, recipe, work, made)
+    training = {
+        "data": [Path(path).name for path in data],
+        "license": card.pop("license"),
+        "rows": len(examples),
+        "rows_left_out": left_out,
+        "base_quantization": shared.quantization,
+        **asdict(recipe),
+        **facts,
+    }
+    card |= {"base": base, "fingerprint": shared.facts.fingerprint, "training": training}
+    card["weights_sha256"] = sha256_of(made / WEIGHTS_FILE)
+    _give_exemplars(folder, made, rows, recipe.seed)
+    ExpertCard(**card).write(made)
+    del shared
+    from one4all_lc.training.evaluation import measure
+
+    card["metrics"] = measure(made, rows, base)
+    ExpertCard(**card).write(made)
+    publish(made, folder)
+    shutil.rmtree(work)
+    return read_expert(folder)
+
+
+def _card_facts(folder: Path, about: About) -> dict[str, Any]:
+    """Join what was given with what the present card says; the version counts up."""
+    check_name(folder.name)
+    old = ExpertCard.read(folder) if (folder / "expert.json").exists() else None
+    present: dict[str, Any] = old.as_dict() if old else {}
+    description = about.description or present.get("description")
+    if not description:
+        msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
+        raise InvalidInput(msg)
+
+    def kept(name: str, default: Any) -> Any:
+        given = getattr(about, name)
+        return present.get(name, default) if given is None else given
+
+    return {
+        "name": folder.name,
+        "title": kept("title", folder.name.replace("_", " ").replace("-", " ").capitalize()),
+        "description": description,
+        "languages": kept("languages", ("en",)),
+        "system_prompt": kept("system_prompt", ""),
+        "generation": kept("generation", {}),
+        "license": about.license or present.get("training", {}).get("license", "unknown"),
+        "version": present.get("version", 0) + 1,
+    }
+
+
+def _fit(
+    shared: SharedBase, examples: list[Example], recipe: Recipe, work: Path, made: Path
+) -> dict[str, Any]:
+    """Run the trainer and save the adapter into `made`; return what it took."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    from one4all_lc.training.trainer import answer_trainer
+
+    steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
+    model = _with_adapter(shared, recipe)
+    trainer = answer_trainer(model, examples, recipe, steps, work / "checkpoints")
+    started = time.monotonic()
+    checkpoints = work / "checkpoints"
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    result = trainer.train(resume_from_checkpoint=last)
+    _save_adapter(model, shared.facts.id, made)
+    return {
+        "steps": steps,
+        "final_loss": round(_mean_of_last(trainer.state.log_history), 4),
+        "mean_loss": round(float(result.training_loss), 4),
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def _mean_of_last(history: Sequence[Mapping[str, float]], count: int = 10) -> float:
+    losses = [entry["loss"] for entry in history if "loss" in entry][-count:]
+    return sum(losses) / len(losses)
+
+
+def _with_adapter(shared: SharedBase, recipe: Recipe) -> "PeftModel":
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(recipe.seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        target_modules="all-linear",
+    )
+    return get_peft_model(shared.model, config)
+
+
+def _save_adapter(model: "PeftModel", base: str, folder: Path) -> None:
+    """Write PEFT's two files in bfloat16: half the size, and far finer than the training noise."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    state = get_peft_model_state_dict(model)
+    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.inference_mode = True
+    config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    if not (folder / CONFIG_FILE).is_file():  # the name is PEFT's to choose
+        msg = f"PEFT did not write {CONFIG_FILE} into {folder}."
+        raise FileNotFoundError(msg)
+
+
+def _give_exemplars(folder: Path, made: Path, rows: Sequence[Row], seed: int) -> None:
+    """Keep the folder's exemplars, or draw some from the training questions."""
+    if (folder / EXEMPLARS_FILE).exists():
+        shutil.copy2(folder / EXEMPLARS_FILE, made / EXEMPLARS_FILE)
+        return
+    questions = sorted({row.question for row in rows if row.split == "train"})
+    drawn = Random(seed).sample(questions, min(EXEMPLARS_DRAWN, len(questions)))
+    write_exemplars(made, [Exemplar(text) for text in drawn])

@@ -1,0 +1,173 @@
+"""transformers' Trainer, told to learn answers only and to show where it is."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from one4all_lc.training.data import Example
+
+if TYPE_CHECKING:
+    from one4all_lc.training.qlora import Recipe
+
+IGNORED = -100
+"""The label of a token that is not learned, as torch's cross entropy has it."""
+
+CHECKPOINT_STEPS = 50
+REPORT_STEPS = 10
+
+
+def answer_trainer(
+    model: torch.nn.Module,
+    examples: Sequence[Example],
+    recipe: "Recipe",
+    steps: int,
+    checkpoints: Path,
+) -> Trainer:
+    """Return a trainer that learns the answers of `examples` in `steps` optimizer steps."""
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        per_device_train_batch_size=recipe.batch_rows,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 30),
+        train_sampling_strategy="group_by_length",
+        remove_unused_columns=False,
+        logging_steps=1,
+        save_steps=CHECKPOINT_STEPS,
+        save_total_limit=1,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        disable_tqdm=True,
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = _AnswerTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=[features(example) for example in examples],
+        data_collator=collate,
+        callbacks=[_ProgressBar()],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where JSON goes
+    return trainer
+
+
+def collate(features: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
+    """Pad on the left, so that every answer ends at the last column.
+
+    Returns:
+        `input_ids`, `attention_mask`, `position_ids` and `labels`, each of shape (rows, length).
+    """
+    length = max(len(feature["input_ids"]) for feature in features)
+
+    def padded(name: str, filler: int) -> torch.Tensor:
+        rows = [[filler] * (length - len(item[name])) + item[name] for item in features]
+        return torch.tensor(rows)
+
+    mask = torch.tensor(
+        [[0] * (length - n) + [1] * n for n in (len(item["input_ids"]) for item in features)]
+    )
+    return {
+        "input_ids": padded("input_ids", 0),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "labels": padded("labels", IGNORED),
+    }
+
+
+def features(example: Example) -> dict[str, list[int]]:
+    """Return what `collate` takes: `input_ids` and `labels`, only the answer's labels learned."""
+    return {
+        "input_ids": [*example.prompt, *example.answer],
+        "labels": [IGNORED] * len(example.prompt) + list(example.answer),
+    }
+
+
+def answer_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return the summed cross entropy of the answers' tokens.
+
+    Logits are computed for the columns that hold answers only: the head of a small model is a
+    fifth of its arithmetic.
+
+    Args:
+        model: The decoder.
+        inputs: What `collate` returns.
+    """
+    given = dict(inputs)
+    labels = given.pop("labels")
+    first = int((labels != IGNORED).any(0).nonzero()[0])
+    logits = model(**given, logits_to_keep=labels.shape[1] - first + 1).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, first:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+
+class _AnswerTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that learns the answers and not the questions."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Return the mean cross entropy of the answers' tokens."""
+        tokens = num_items_in_batch or (inputs["labels"] != IGNORED).sum()
+        return answer_loss(model, inputs) / tokens
+
+
+class _ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """Steps, loss and time left on standard error; a line now and then where no one watches."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=None, loss="?")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._bar.start()
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs:
+            return
+        loss = f"{logs['loss']:.3f}"
+        self._bar.update(self._task, completed=state.global_step, loss=loss)
+        if not self._console.is_terminal and state.global_step % REPORT_STEPS == 0:
+            self._console.print(
+                f"training: step {state.global_step}/{state.max_steps}, loss {loss}"
+            )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar.stop()
