@@ -1,0 +1,286 @@
+"""The command line: `one4all`.
+
+Results go to standard output, with `--json` as one document; progress, the route and errors go to
+standard error. Exit codes: 0 done, 1 the input was refused, 2 usage.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from one4all_lc.errors import InvalidInput, One4AllError
+
+if TYPE_CHECKING:
+    from langchain_core.messages import AIMessageChunk
+
+    from one4all_lc.library import Library
+    from one4all_lc.routing.route import Route
+
+app = typer.Typer(
+    help="Many domain experts on one small model.", no_args_is_help=True, add_completion=False
+)
+_notes = Console(stderr=True, highlight=False)
+
+Adapters = Annotated[Path | None, typer.Option(help="The folder of experts; by default adapters/.")]
+Base = Annotated[
+    str | None, typer.Option(help="Id or path of the base; by default SmolLM2-135M-Instruct.")
+]
+Quantization = Annotated[str, typer.Option(help="auto, nf4, int8 or none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    expert: Annotated[str | None, typer.Option(help="Ask this one; 'base' asks none.")] = None,
+    adapters: Adapters = None,
+    base: Base = None,
+    quantization: Quantization = "auto",
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of the answer.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Route a question to its expert and stream the answer."""
+    from one4all_lc.card import BASE
+
+    started = time.monotonic()
+    if not question.strip():
+        msg = "The question is empty: ask something."
+        raise InvalidInput(msg)
+    library = _library(adapters)  # what is wrong with a folder is said before anything is loaded
+    if expert not in (None, BASE):
+        library[expert]
+    from one4all_lc.base.loading import DEFAULT_BASE
+    from one4all_lc.one4all import One4All
+
+    with _notes.status("loading the base, the experts and the router"):
+        one = One4All.load(
+            _folder(adapters),
+            base=base or DEFAULT_BASE,
+            quantization=quantization,  # type: ignore[arg-type]
+        )
+        if expert is None:
+            one.router.refresh()
+    loaded = time.monotonic()
+    route = one.router.invoke(question) if expert is None else None
+    model = expert or (route.best if route else None) or BASE
+    routed = time.monotonic()
+    _notes.print(f"[bold]{model}[/bold]  [dim]{route.explain() if route else 'as asked'}[/dim]")
+    first, whole = 0.0, None
+    settings: dict[str, Any] = {"max_tokens": max_tokens} if max_tokens else {}
+    for chunk in one.stream(question, model=model, **settings):
+        if chunk.text and not first:
+            first = time.monotonic()
+        if not as_json:
+            typer.echo(chunk.text, nl=False)
+        whole = chunk if whole is None else whole + chunk
+    ended = time.monotonic()
+    seconds = {
+        "load": loaded - started,
+        "route": routed - loaded,
+        "first_token": (first or ended) - routed,
+        "total": ended - started,
+    }
+    if as_json:
+        _print_json(_answer(whole, route, seconds))  # type: ignore[arg-type]
+    else:
+        typer.echo()
+        _notes.print(f"[dim]{', '.join(f'{k} {v:.1f} s' for k, v in seconds.items())}[/dim]")
+
+
+@app.command()
+def route(
+    questions: Annotated[list[str], typer.Argument(help="What would be asked.")],
+    adapters: Adapters = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which expert each question goes to, and why."""
+    from one4all_lc.routing.router import SemanticRouter
+
+    library = _library(adapters)
+    with _notes.status("loading the router"):
+        routes = SemanticRouter(library=library).batch(list(questions))
+    if as_json:
+        _print_json([item.as_dict() for item in routes])
+        return
+    for item in routes:
+        typer.echo(f"{item.best or 'base'}\t{item.question}")
+        _notes.print(f"  [dim]{item.explain()}[/dim]")
+
+
+@app.command()
+def experts(adapters: Adapters = None, as_json: AsJson = False) -> None:
+    """List the experts in use."""
+    library = _library(adapters)
+    if as_json:
+        _print_json([{**expert.card.as_dict(), "identity": expert.identity} for expert in library])
+        return
+    table = Table("expert", "version", "languages", "exemplars", "what it is for")
+    for expert in library:
+        card = expert.card
+        facts = (card.name, str(card.version), " ".join(card.languages), str(len(expert.exemplars)))
+        table.add_row(*facts, card.description)
+    Console().print(table)
+
+
+@app.command()
+def check(
+    folders: Annotated[list[Path], typer.Argument(help="Expert folders.")],
+    base: Base = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether expert folders are fit to be used with the base, and if not, why."""
+    from one4all_lc.base.loading import DEFAULT_BASE, describe
+    from one4all_lc.errors import UnfitExpert
+    from one4all_lc.folder import read_expert
+
+    facts = describe(base or DEFAULT_BASE)
+    reports: list[dict[str, Any]] = []
+    for folder in folders:
+        try:
+            expert = read_expert(folder, facts)
+            reports.append({"folder": str(folder), "fit": True, "identity": expert.identity})
+        except UnfitExpert as error:
+            reports.append({"folder": str(folder), "fit": False, "reason": str(error)})
+    if as_json:
+        _print_json(reports)
+    for report in reports:
+        if not report["fit"]:
+            typer.echo(f"one4all: {report['reason']}", err=True)
+        elif not as_json:
+            typer.echo(f"{report['folder']} is fit: identity {report['identity'][:16]}")
+    if not all(report["fit"] for report in reports):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    folder: Annotated[Path, typer.Argument(help="The expert's folder, adapters/NAME.")],
+    data: Annotated[list[Path], typer.Option(help="JSONL rows; may be given again.")],
+    description: Annotated[str | None, typer.Option(help="What the expert is for.")] = None,
+    title: Annotated[str | None, typer.Option(help="A few words for people.")] = None,
+    system_prompt: Annotated[str | None, typer.Option(help="Before every conversation.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="ISO 639-1; again for more.")] = None,
+    license: Annotated[str | None, typer.Option(help="The data's license.")] = None,  # noqa: A002
+    answer_tokens: Annotated[int | None, typer.Option(min=1, help="Most of an answer.")] = None,
+    base: Base = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="The adapter's rank.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=1e-8, help="Its peak.")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="Of initial weights and order.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train an expert on rows of data and measure it against the base."""
+    from one4all_lc.base.loading import DEFAULT_BASE
+    from one4all_lc.training.qlora import About, Recipe, train_expert
+
+    about = About(
+        title=title,
+        description=description,
+        languages=tuple(language) if language else None,
+        system_prompt=system_prompt,
+        generation={"max_tokens": answer_tokens} if answer_tokens else None,
+        license=license,
+    )
+    recipe = Recipe(rank=rank, learning_rate=learning_rate, steps=steps, seed=seed)
+    expert = train_expert(
+        folder, data, about=about, recipe=recipe, base=base or DEFAULT_BASE, resume=resume
+    )
+    if as_json:
+        _print_json(expert.card.as_dict())
+        return
+    typer.echo(f"{expert.name} version {expert.card.version} is in {expert.folder}")
+    _print_metrics({expert.name: expert.card.metrics})
+
+
+@app.command(name="eval")
+def evaluate(
+    data: Annotated[list[Path], typer.Option(help="NAME.jsonl: rows of the expert NAME's domain.")],
+    adapters: Adapters = None,
+    base: Base = None,
+    quantization: Quantization = "auto",
+    limit: Annotated[int | None, typer.Option(min=1, help="Held-out rows per expert.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure experts against the bare base on held-out rows."""
+    from one4all_lc.base.loading import DEFAULT_BASE
+    from one4all_lc.training.data import read_rows
+    from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS, measure
+
+    library = _library(adapters)
+    named = {path: library[path.stem] for path in data}
+    metrics = {}
+    for path, expert in named.items():
+        with _notes.status(f"measuring {expert.name}"):
+            metrics[expert.name] = measure(
+                expert.folder,
+                read_rows([path]),
+                base or DEFAULT_BASE,
+                quantization=quantization,  # type: ignore[arg-type]
+                scored=limit or SCORED_ROWS,
+                answered=limit or ANSWERED_ROWS,
+            )
+    if as_json:
+        _print_json(metrics)
+    else:
+        _print_metrics(metrics)
+
+
+def _folder(adapters: Path | None) -> Path:
+    from one4all_lc.library import default_adapters
+
+    return adapters or default_adapters()
+
+
+def _library(adapters: Path | None) -> "Library":
+    from one4all_lc.library import Library
+
+    return Library(_folder(adapters))
+
+
+def _answer(
+    message: "AIMessageChunk", route: "Route | None", seconds: dict[str, float]
+) -> dict[str, Any]:
+    metadata, usage = message.response_metadata, message.usage_metadata
+    assert usage is not None  # the last chunk always carries it
+    return {
+        "answer": message.text,
+        "expert": metadata["expert"],
+        "version": metadata["version"],
+        "route": route.as_dict() if route else None,
+        "usage": {name: usage[name] for name in ("input_tokens", "output_tokens")},
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+    }
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    table = Table("expert", "metric", "base", "expert", "rows")
+    for name, values in metrics.items():
+        for metric, figures in values.items():
+            if isinstance(figures, dict):
+                row = (f"{figures['base']:.3f}", f"{figures['expert']:.3f}", str(figures["rows"]))
+                table.add_row(name, metric, *row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run `one4all`."""
+    try:
+        app()
+    except One4AllError as error:
+        typer.echo(f"one4all: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
