@@ -4,6 +4,7 @@ Results go to standard output, with `--json` as one document; progress, the rout
 standard error. Exit codes: 0 done, 1 the input was refused, 2 usage.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.messages import AIMessageChunk
 
     from one4all_lc.library import Library
+    from one4all_lc.one4all import One4All
     from one4all_lc.routing.route import Route
 
 app = typer.Typer(
@@ -55,39 +57,29 @@ def ask(
     library = _library(adapters)  # what is wrong with a folder is said before anything is loaded
     if expert not in (None, BASE):
         library[expert]
-    from one4all_lc.base.loading import DEFAULT_BASE
-    from one4all_lc.one4all import One4All
-
-    with _notes.status("loading the base, the experts and the router"):
-        one = One4All.load(
-            _folder(adapters),
-            base=base or DEFAULT_BASE,
-            quantization=quantization,  # type: ignore[arg-type]
-        )
-        if expert is None:
-            one.router.refresh()
+    one = _load(adapters, base, quantization, routing=expert is None)
     loaded = time.monotonic()
     route = one.router.invoke(question) if expert is None else None
     model = expert or (route.best if route else None) or BASE
     routed = time.monotonic()
-    _notes.print(f"[bold]{model}[/bold]  [dim]{route.explain() if route else 'as asked'}[/dim]")
-    first, whole = 0.0, None
     settings: dict[str, Any] = {"max_tokens": max_tokens} if max_tokens else {}
-    for chunk in one.stream(question, model=model, **settings):
-        if chunk.text and not first:
-            first = time.monotonic()
+    chunks = one.stream(question, model=model, **settings)
+    whole = next(chunks)  # a question that is refused is refused before anything is printed
+    first = time.monotonic()
+    _notes.print(f"[bold]{model}[/bold]  [dim]{route.explain() if route else 'as asked'}[/dim]")
+    for chunk in itertools.chain([whole], chunks):
         if not as_json:
             typer.echo(chunk.text, nl=False)
-        whole = chunk if whole is None else whole + chunk
+        whole = chunk if chunk is whole else whole + chunk
     ended = time.monotonic()
     seconds = {
         "load": loaded - started,
         "route": routed - loaded,
-        "first_token": (first or ended) - routed,
+        "first_token": first - routed,
         "total": ended - started,
     }
     if as_json:
-        _print_json(_answer(whole, route, seconds))  # type: ignore[arg-type]
+        _print_json(_answer(whole, route, seconds))
     else:
         typer.echo()
         _notes.print(f"[dim]{', '.join(f'{k} {v:.1f} s' for k, v in seconds.items())}[/dim]")
@@ -242,6 +234,23 @@ def _library(adapters: Path | None) -> "Library":
     from one4all_lc.library import Library
 
     return Library(_folder(adapters))
+
+
+def _load(
+    adapters: Path | None, base: str | None, quantization: str, *, routing: bool
+) -> "One4All":
+    from one4all_lc.base.loading import DEFAULT_BASE
+    from one4all_lc.one4all import One4All
+
+    with _notes.status("loading the base, the experts and the router"):
+        one = One4All.load(
+            _folder(adapters),
+            base=base or DEFAULT_BASE,
+            quantization=quantization,  # type: ignore[arg-type]
+        )
+        if routing:
+            one.router.refresh()
+    return one
 
 
 def _answer(

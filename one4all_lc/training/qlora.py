@@ -26,6 +26,7 @@ from one4all_lc.folder import (
     write_exemplars,
 )
 from one4all_lc.training.data import Example, Row, encode, read_rows
+from one4all_lc.training.evaluation import measure, rouge_l
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,43 +99,58 @@ def train_expert(
     folder, recipe = Path(folder).resolve(), recipe or Recipe()
     card = _card_facts(folder, about or About())
     rows = read_rows(data)
-    work = folder.parent / f".{folder.name}.training"
-    if work.exists() and not resume:
-        shutil.rmtree(work)
-    made = work / folder.name
-    made.mkdir(parents=True, exist_ok=True)
+    rouge_l()  # what the measuring needs is missed now rather than after the training
     shared = SharedBase.load(base, quantization="nf4", shared=False)
-    examples, left_out = encode(
-        [row for row in rows if row.split == "train"],
-        shared.tokenizer,
-        card["system_prompt"],
-        recipe.max_tokens,
-    )
-    if not examples:
-        msg = f"All {left_out} training rows are longer than {recipe.max_tokens} tokens."
-        raise InvalidInput(msg)
+    examples, left_out = _examples(rows, shared, card["system_prompt"], recipe)
+    work, made = _work_folder(folder, resume=resume)
     facts = _fit(shared, examples, recipe, work, made)
-    training = {
-        "data": [Path(path).name for path in data],
-        "license": card.pop("license"),
-        "rows": len(examples),
-        "rows_left_out": left_out,
-        "base_quantization": shared.quantization,
-        **asdict(recipe),
-        **facts,
+    card |= {
+        "base": base,
+        "fingerprint": shared.facts.fingerprint,
+        "weights_sha256": sha256_of(made / WEIGHTS_FILE),
+        "training": {
+            "data": [Path(path).name for path in data],
+            "license": card.pop("license"),
+            "rows": len(examples),
+            "rows_left_out": left_out,
+            "base_quantization": shared.quantization,
+            **asdict(recipe),
+            **facts,
+        },
     }
-    card |= {"base": base, "fingerprint": shared.facts.fingerprint, "training": training}
-    card["weights_sha256"] = sha256_of(made / WEIGHTS_FILE)
+    del shared  # the measuring loads the base as it is served
     _give_exemplars(folder, made, rows, recipe.seed)
     ExpertCard(**card).write(made)
-    del shared
-    from one4all_lc.training.evaluation import measure
-
     card["metrics"] = measure(made, rows, base)
     ExpertCard(**card).write(made)
     publish(made, folder)
     shutil.rmtree(work)
     return read_expert(folder)
+
+
+def _examples(
+    rows: Sequence[Row], shared: SharedBase, system_prompt: str, recipe: Recipe
+) -> tuple[list[Example], int]:
+    """Encode the training rows; return them and how many were too long."""
+    learned = [row for row in rows if row.split == "train"]
+    examples, left_out = encode(learned, shared.tokenizer, system_prompt, recipe.max_tokens)
+    if not examples:
+        msg = (
+            f"All {left_out} training rows are longer than {recipe.max_tokens} tokens: shorten "
+            "their answers."
+        )
+        raise InvalidInput(msg)
+    return examples, left_out
+
+
+def _work_folder(folder: Path, *, resume: bool) -> tuple[Path, Path]:
+    """Return the hidden folder of the run and the expert's folder in it, made if need be."""
+    work = folder.parent / f".{folder.name}.training"
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    made = work / folder.name
+    made.mkdir(parents=True, exist_ok=True)
+    return work, made
 
 
 def _card_facts(folder: Path, about: About) -> dict[str, Any]:
@@ -173,9 +189,9 @@ def _fit(
 
     steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
     model = _with_adapter(shared, recipe)
-    trainer = answer_trainer(model, examples, recipe, steps, work / "checkpoints")
-    started = time.monotonic()
     checkpoints = work / "checkpoints"
+    trainer = answer_trainer(model, examples, recipe, steps, checkpoints)
+    started = time.monotonic()
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     result = trainer.train(resume_from_checkpoint=last)
     _save_adapter(model, shared.facts.id, made)

@@ -1,0 +1,132 @@
+"""The whole path with the shipped experts: routed, answered by the right weights, and better."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from one4all_lc import One4All, SharedBase
+from one4all_lc.base.loading import describe
+from one4all_lc.folder import read_expert
+from tests.conftest import ADAPTERS
+
+SHIPPED = ("medical", "mobile", "sql")
+SEED_QUESTION = "Which smartphone has the best camera in 2025?"
+IN_PERSIAN = "بهترین دوربین گوشی در 2025 کدام است؟"
+QUESTIONS = {
+    "medical": "What are the symptoms of pneumonia?",
+    "mobile": SEED_QUESTION,
+    "sql": "How many players are from Spain?\nColumns: player, country, goals",
+}
+
+
+@pytest.fixture(scope="module")
+def one():
+    return One4All.load(ADAPTERS, max_tokens=24)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_expert_is_whole_small_and_proven(name):
+    expert = read_expert(ADAPTERS / name, describe())
+    size = sum(path.stat().st_size for path in expert.folder.iterdir())
+    assert size < 6_000_000
+    assert 30 <= len([item for item in expert.exemplars if item.language == "en"]) <= 60
+    perplexity = expert.card.metrics["perplexity"]
+    assert perplexity["expert"] < 0.6 * perplexity["base"]
+    assert expert.card.training["license"] != "unknown"
+
+
+@pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])
+def test_the_seed_question_goes_to_mobile_in_both_languages(one, question):
+    answer = one.invoke(question)
+    route = answer.response_metadata["route"]
+    assert answer.response_metadata["expert"] == route["best"] == "mobile"
+    assert route["experts"][0]["probability"] > 0.5
+    assert answer.text.strip()
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_expert_answers_in_its_own_way(one, name):
+    answer = one.invoke(QUESTIONS[name])
+    assert answer.response_metadata["expert"] == name
+    assert answer.text != one.invoke(QUESTIONS[name], model="base").text
+    if name == "sql":
+        assert answer.text.startswith("SELECT")
+        assert "country" in answer.text
+
+
+async def test_nobodys_question_goes_to_the_base_and_says_so(one):
+    for answer in (one.invoke("Will it rain tomorrow?"), await one.ainvoke("Tell me a joke.")):
+        metadata = answer.response_metadata
+        assert metadata["expert"] == "base"
+        assert metadata["identity"] is None
+        assert metadata["route"]["abstained"]
+        assert metadata["route"]["reason"] == "below_threshold"
+        assert answer.text.strip()
+
+
+async def test_the_route_is_the_same_streamed_and_not_sync_and_async(one):
+    def last(chunks):
+        whole = chunks[0]
+        for chunk in chunks[1:]:
+            whole = whole + chunk
+        return whole
+
+    for name, question in QUESTIONS.items():
+        answers = [
+            one.invoke(question),
+            await one.ainvoke(question),
+            last(list(one.stream(question))),
+            last([chunk async for chunk in one.astream(question)]),
+        ]
+        assert {answer.text for answer in answers} == {answers[0].text}
+        assert {answer.response_metadata["expert"] for answer in answers} == {name}
+
+
+def test_a_forced_expert_is_not_routed(one):
+    answer = one.invoke(SEED_QUESTION, model="sql")
+    assert answer.response_metadata["expert"] == "sql"
+    assert "route" not in answer.response_metadata
+
+
+def test_32_threads_get_the_answers_that_they_get_one_at_a_time(one):
+    asked = [
+        (name, f"{QUESTIONS[name]}" if i < 3 else f"{QUESTIONS[name]} ({i})")
+        for i in range(32)
+        for name in [SHIPPED[i % 3]]
+    ]
+
+    def answer(item):
+        return one.invoke(item[1], model=item[0]).text
+
+    alone = [answer(item) for item in asked]
+    with ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(answer, asked)) == alone
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", SHIPPED)
+def test_each_expert_beats_the_base_on_rows_that_it_has_not_seen(name, data_folder, tmp_path):
+    import runpy
+
+    from one4all_lc.training.data import Row
+    from one4all_lc.training.evaluation import measure
+
+    prepare = runpy.run_path(str(ADAPTERS / "prepare.py"))
+    rows = [
+        Row(question_of(row), row["answer"], row["split"])
+        for row in prepare[name](data_folder)
+        if row["split"] == "test"
+    ]
+    base = SharedBase.load().facts.id
+    metrics = measure(ADAPTERS / name, rows, base, scored=24, answered=12)
+    assert metrics["perplexity"]["expert"] < 0.6 * metrics["perplexity"]["base"]
+    if name == "sql":
+        assert metrics["exact_match"]["expert"] > metrics["exact_match"]["base"]
+    if name == "medical":
+        assert metrics["rouge_l"]["expert"] > metrics["rouge_l"]["base"]
+
+
+def question_of(row):
+    from one4all_lc.training.data import ask_about
+
+    return ask_about(row["question"], row.get("columns"), row.get("context"))

@@ -1,0 +1,198 @@
+"""Training makes an expert that is better than its base, and never breaks what was there."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from one4all_lc.base.embedded import resolve
+from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.errors import InvalidInput, UnfitExpert
+from one4all_lc.folder import WEIGHTS_FILE, read_expert
+from one4all_lc.training.data import encode, read_rows
+from one4all_lc.training.qlora import About, Recipe, train_expert
+from one4all_lc.training.trainer import IGNORED, collate, features
+
+ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")
+WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
+
+
+@pytest.fixture(scope="module")
+def small_base(tmp_path_factory):
+    """A tiny random llama that NF4 quantizes, with the embedded base's tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(DEFAULT_BASE))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    folder = tmp_path_factory.mktemp("small")
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Rows written for this test: repeat the word in capitals."""
+    rows = [
+        {"question": f"Say {word} {n}", "answer": f"{word.upper()} {n}!", "split": split}
+        for split, numbers in (("train", range(6)), ("test", range(6, 8)))
+        for word in WORDS
+        for n in numbers
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def train(folder, data, base, steps=12, **options):
+    recipe = Recipe(steps=steps, batch_rows=8, learning_rate=1e-2)
+    return train_expert(folder, [data], about=ABOUT, recipe=recipe, base=base, **options)
+
+
+def test_an_expert_is_trained_measured_and_fit(tmp_path, data, small_base):
+    expert = train(tmp_path / "shout", data, small_base, steps=60)
+    card = expert.card
+    assert (card.name, card.version, card.description) == ("shout", 1, ABOUT.description)
+    assert card.training["rows"] == 48
+    assert card.training["license"] == "CC0"
+    assert card.metrics["split"] == "test"
+    perplexity = card.metrics["perplexity"]
+    assert perplexity["expert"] < 0.5 * perplexity["base"]
+    assert set(card.metrics) >= {"exact_match", "rouge_l"}
+    assert expert == read_expert(expert.folder, SharedBase.load(small_base).facts)
+    assert not (tmp_path / ".shout.training").exists()
+
+
+def test_gradients_reach_the_first_layer_even_after_the_base_has_answered(
+    tmp_path, data, small_base
+):
+    """An NF4 base that has answered is packed without gradients: training must not use it."""
+    engine = Engine.of(SharedBase.load(small_base, quantization="nf4"))
+    engine.submit(Request((5, 6, 7), (), Sampling(max_tokens=4))).result()
+    expert = train(tmp_path / "shout", data, small_base)
+    tensors = load_file(expert.weights_file)
+    first = [name for name in tensors if ".layers.0.self_attn.q_proj" in name and "lora_B" in name]
+    assert tensors[first[0]].float().norm() > 1e-3, "B starts at zero and must have moved"
+
+
+def test_exemplars_are_drawn_if_there_are_none_and_kept_if_there_are(tmp_path, data, small_base):
+    folder = tmp_path / "shout"
+    first = train(folder, data, small_base, steps=2)
+    questions = {row.question for row in read_rows([data]) if row.split == "train"}
+    assert len(first.exemplars) == 40
+    assert {exemplar.text for exemplar in first.exemplars} <= questions
+    (folder / "exemplars.jsonl").write_text('{"text": "Shout this", "language": "en"}\n')
+    second = train(folder, data, small_base, steps=2)
+    assert [exemplar.text for exemplar in second.exemplars] == ["Shout this"]
+    assert second.card.version == 2
+
+
+def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, data, small_base, monkeypatch):
+    """Resuming gives the weights that the run would have given; the old expert stays till then."""
+    monkeypatch.setattr("one4all_lc.training.trainer.CHECKPOINT_STEPS", 4)
+    whole = train(tmp_path / "whole" / "shout", data, small_base)
+    folder = tmp_path / "cut" / "shout"
+    shutil.copytree(whole.folder, folder)
+    before = read_expert(folder)
+    _kill_at(monkeypatch, step=9)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, data, small_base)
+    assert read_expert(folder) == before
+    monkeypatch.undo()
+    resumed = train(folder, data, small_base, resume=True)
+    ours, theirs = load_file(resumed.weights_file), load_file(whole.weights_file)
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
+    assert resumed.card.version == 2
+
+
+def _kill_at(monkeypatch, step):
+    from one4all_lc.training.trainer import _ProgressBar
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_ProgressBar, "on_step_begin", on_step_begin, raising=False)
+
+
+def test_training_is_repeatable_by_its_seed(tmp_path, data, small_base):
+    one = train(tmp_path / "a" / "shout", data, small_base, steps=3)
+    two = train(tmp_path / "b" / "shout", data, small_base, steps=3)
+    assert one.card.weights_sha256 == two.card.weights_sha256
+
+
+def test_only_answers_are_learned_and_padding_is_not(small_base):
+    tokenizer = SharedBase.load(small_base).tokenizer
+    rows = read_rows_of(("Hi?", "Yes."), ("A longer question?", "No, not at all."))
+    examples, left_out = encode(rows, tokenizer, "", 512)
+    batch = collate([features(example) for example in examples])
+    assert left_out == 0
+    for row, example in enumerate(examples):
+        labels = batch["labels"][row]
+        assert labels[labels != IGNORED].tolist() == list(example.answer)
+        assert int(batch["attention_mask"][row].sum()) == len(example)
+        assert batch["position_ids"][row, -1] == len(example) - 1
+    assert example.answer[-1] == tokenizer.eos_token_id
+
+
+def read_rows_of(*pairs):
+    from one4all_lc.training.data import Row
+
+    return [Row(question, answer) for question, answer in pairs]
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(small_base):
+    tokenizer = SharedBase.load(small_base).tokenizer
+    examples, left_out = encode(
+        read_rows_of(("Hi?", "Yes."), ("Hi?", "word " * 600)), tokenizer, "", 512
+    )
+    assert (len(examples), left_out) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "about", "error", "words"),
+    [
+        ("new", About(), InvalidInput, "--description"),
+        ("Bad Name", ABOUT, UnfitExpert, "cannot name an expert"),
+        ("base", ABOUT, UnfitExpert, "reserved"),
+    ],
+)
+def test_what_cannot_become_an_expert_is_refused_before_anything_is_written(
+    tmp_path, data, small_base, name, about, error, words
+):
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=words):
+        train_expert(tmp_path / name, [data], about=about, base=small_base)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_broken_row_is_refused_before_anything_is_written(tmp_path, data, small_base):
+    data.write_text(data.read_text() + '\n{"question": "Say", "answer": ""}')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InvalidInput, match=r"rows\.jsonl, line 65"):
+        train(tmp_path / "shout", data, small_base)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_rows_that_are_all_too_long_leave_nothing_behind(tmp_path, small_base):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"question": "Hi?", "answer": "word " * 900, "split": "train"}))
+    with pytest.raises(InvalidInput, match="longer than 512 tokens"):
+        train(tmp_path / "shout", path, small_base)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["long.jsonl"]
+    assert WEIGHTS_FILE
