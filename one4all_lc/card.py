@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from one4all_lc.errors import InvalidInput, UnfitExpert
+from one4all_lc.sampling import Sampling
 
 CARD_FILE = "expert.json"
 BASE = "base"
@@ -71,7 +72,7 @@ class ExpertCard:
         base: Hub id of the base that it was trained on.
         fingerprint: Hashes of that base.
         system_prompt: Put before every conversation, in training as in use.
-        generation: Defaults of `engine.request.Sampling` by name, `{"max_tokens": 96}`.
+        generation: Defaults of `sampling.Sampling` by name, `{"max_tokens": 96}`.
         labels: The labels of encoder kinds, in the order of the head's rows.
         training: Data, license, rows, steps, seed and hyper-parameters.
         metrics: Base against expert on held-out rows.
@@ -205,8 +206,6 @@ def read_json(path: Path) -> Any:
 
 def _wrong_generation(generation: Mapping[str, Any]) -> str:
     """Say what cannot be passed on to `Sampling`; nothing if all can."""
-    from one4all_lc.engine.request import Sampling  # which itself needs the card
-
     defaults = dataclasses.asdict(Sampling()) | {"seed": 0}
     for name, value in generation.items():
         if name not in defaults:

@@ -18,6 +18,8 @@ from rich.table import Table
 from one4all_lc.errors import InvalidInput, One4AllError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from langchain_core.messages import AIMessageChunk
 
     from one4all_lc.library import Library
@@ -67,21 +69,16 @@ def ask(
     whole = next(chunks)  # a question that is refused is refused before anything is printed
     first = time.monotonic()
     _notes.print(f"[bold]{model}[/bold]  [dim]{route.explain() if route else 'as asked'}[/dim]")
-    for chunk in itertools.chain([whole], chunks):
-        if not as_json:
-            typer.echo(chunk.text, nl=False)
-        whole = chunk if chunk is whole else whole + chunk
-    ended = time.monotonic()
+    whole = _shown(whole, chunks, quietly=as_json)
     seconds = {
         "load": loaded - started,
         "route": routed - loaded,
         "first_token": first - routed,
-        "total": ended - started,
+        "total": time.monotonic() - started,
     }
     if as_json:
         _print_json(_answer(whole, route, seconds))
     else:
-        typer.echo()
         _notes.print(f"[dim]{', '.join(f'{k} {v:.1f} s' for k, v in seconds.items())}[/dim]")
 
 
@@ -170,7 +167,8 @@ def train(
 ) -> None:
     """Train an expert on rows of data and measure it against the base."""
     from one4all_lc.base.loading import DEFAULT_BASE
-    from one4all_lc.training.qlora import About, Recipe, train_expert
+    from one4all_lc.training.qlora import train_expert
+    from one4all_lc.training.recipe import About, Recipe
 
     about = About(
         title=title,
@@ -251,6 +249,20 @@ def _load(
         if routing:
             one.router.refresh()
     return one
+
+
+def _shown(
+    first: "AIMessageChunk", rest: "Iterator[AIMessageChunk]", *, quietly: bool
+) -> "AIMessageChunk":
+    """Print chunks as they come; return all of them as one."""
+    whole = first
+    for chunk in itertools.chain([first], rest):
+        if not quietly:
+            typer.echo(chunk.text, nl=False)
+        whole = chunk if chunk is first else whole + chunk
+    if not quietly:
+        typer.echo()
+    return whole
 
 
 def _answer(

@@ -7,8 +7,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from one4all_lc.base.embedded import resolve
 from one4all_lc.base.loading import DEFAULT_BASE, SharedBase, describe
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.engine.request import Request
 from one4all_lc.folder import read_expert
+from one4all_lc.sampling import Sampling
 
 SMALL = {
     "hidden_size": 64,

@@ -9,10 +9,11 @@ import torch
 from langchain_core.messages import HumanMessage
 
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.engine.request import Request
 from one4all_lc.errors import EngineClosed, InvalidInput, UnfitExpert
 from one4all_lc.experts.messages import render, to_turns
 from one4all_lc.folder import read_expert
+from one4all_lc.sampling import Sampling
 from tests.prompts import PROMPTS
 
 

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 from one4all_lc.base.embedded import resolve
 from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import WEIGHTS_FILE, read_expert
+from one4all_lc.sampling import Sampling
 from one4all_lc.training.data import encode, read_rows
-from one4all_lc.training.qlora import About, Recipe, train_expert
+from one4all_lc.training.qlora import train_expert
+from one4all_lc.training.recipe import About, Recipe
 from one4all_lc.training.trainer import IGNORED, collate, features
 
 ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")

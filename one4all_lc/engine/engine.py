@@ -16,7 +16,7 @@ from one4all_lc.base.residency import DEFAULT_BUDGET, Residency
 from one4all_lc.engine.decoding import Decoder, RowInput
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
-from one4all_lc.engine.sampling import Sampler
+from one4all_lc.engine.sampler import Sampler
 from one4all_lc.engine.scheduler import Scheduler, Sequence
 from one4all_lc.engine.text import TextStream
 from one4all_lc.errors import EngineClosed, InvalidInput

@@ -14,11 +14,12 @@ from pydantic import ConfigDict, Field, SkipValidation, model_validator
 from one4all_lc.card import BASE
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.handle import Handle
-from one4all_lc.engine.request import Completion, Request, Sampling
+from one4all_lc.engine.request import Completion, Request
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.messages import render, to_turns
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
+from one4all_lc.sampling import Sampling
 
 _SAMPLING = tuple(item.name for item in fields(Sampling))
 

@@ -9,9 +9,10 @@ from typing import Any
 from one4all_lc.base.loading import Quantization, SharedBase
 from one4all_lc.base.lora import Packer, attach
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.request import Request, Sampling
+from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.sampling import Sampling
 from one4all_lc.training.data import Example, Row, encode
 
 SCORED_ROWS = 200

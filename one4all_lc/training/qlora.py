@@ -5,13 +5,14 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314
 
 import shutil
 import time
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.base.loading import DEFAULT_BASE, SharedBase, quiet
 from one4all_lc.card import ExpertCard, check_name
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import (
@@ -27,47 +28,13 @@ from one4all_lc.folder import (
 )
 from one4all_lc.training.data import Example, Row, encode, read_rows
 from one4all_lc.training.evaluation import measure, rouge_l
+from one4all_lc.training.recipe import About, Recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 EXEMPLARS_DRAWN = 40
 """How many training questions become exemplars where the folder has none."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train.
-
-    Attributes:
-        rank: Rows of every A; the file grows with it.
-        alpha: The adapter's output is scaled by `alpha / rank`.
-        learning_rate: Peak, after a short warm-up, falling as a half cosine.
-        steps: Optimizer steps; None takes three passes over the rows, 400 steps at most.
-        batch_rows: Rows a step.
-        max_tokens: Rows with a longer prompt and answer are left out.
-        seed: Of initial weights and order.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    learning_rate: float = 1e-3
-    steps: int | None = None
-    batch_rows: int = 16
-    max_tokens: int = 512
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class About:
-    """What people and the router should know of an expert; None keeps what its card says."""
-
-    title: str | None = None
-    description: str | None = None
-    languages: tuple[str, ...] | None = None
-    system_prompt: str | None = None
-    generation: Mapping[str, Any] | None = None
-    license: str | None = None
 
 
 def train_expert(
@@ -103,26 +70,21 @@ def train_expert(
     shared = SharedBase.load(base, quantization="nf4", shared=False)
     examples, left_out = _examples(rows, shared, card["system_prompt"], recipe)
     work, made = _work_folder(folder, resume=resume)
-    facts = _fit(shared, examples, recipe, work, made)
-    card |= {
-        "base": base,
-        "fingerprint": shared.facts.fingerprint,
-        "weights_sha256": sha256_of(made / WEIGHTS_FILE),
-        "training": {
-            "data": [Path(path).name for path in data],
-            "license": card.pop("license"),
-            "rows": len(examples),
-            "rows_left_out": left_out,
-            "base_quantization": shared.quantization,
-            **asdict(recipe),
-            **facts,
-        },
+    card["training"] = {
+        "data": [Path(path).name for path in data],
+        "license": card.pop("license"),
+        "rows": len(examples),
+        "rows_left_out": left_out,
+        "base_quantization": shared.quantization,
+        **asdict(recipe),
+        **_fit(shared, examples, recipe, work, made),
     }
+    card |= {"base": base, "fingerprint": shared.facts.fingerprint}
+    card["weights_sha256"] = sha256_of(made / WEIGHTS_FILE)
     del shared  # the measuring loads the base as it is served
     _give_exemplars(folder, made, rows, recipe.seed)
     ExpertCard(**card).write(made)
-    card["metrics"] = measure(made, rows, base)
-    ExpertCard(**card).write(made)
+    ExpertCard(**card, metrics=measure(made, rows, base)).write(made)
     publish(made, folder)
     shutil.rmtree(work)
     return read_expert(folder)
@@ -190,10 +152,11 @@ def _fit(
     steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
     model = _with_adapter(shared, recipe)
     checkpoints = work / "checkpoints"
-    trainer = answer_trainer(model, examples, recipe, steps, checkpoints)
     started = time.monotonic()
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    result = trainer.train(resume_from_checkpoint=last)
+    with quiet():
+        trainer = answer_trainer(model, examples, recipe, steps, checkpoints)
+        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+        result = trainer.train(resume_from_checkpoint=last)
     _save_adapter(model, shared.facts.id, made)
     return {
         "steps": steps,
@@ -219,7 +182,9 @@ def _with_adapter(shared: SharedBase, recipe: Recipe) -> "PeftModel":
         lora_alpha=recipe.alpha,
         target_modules="all-linear",
     )
-    return get_peft_model(shared.model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT's words with transformers
+        return get_peft_model(shared.model, config)
 
 
 def _save_adapter(model: "PeftModel", base: str, folder: Path) -> None:

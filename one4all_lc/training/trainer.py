@@ -3,7 +3,8 @@
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,21 +19,20 @@ from rich.progress import (
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from one4all_lc.training.data import Example
-
-if TYPE_CHECKING:
-    from one4all_lc.training.qlora import Recipe
+from one4all_lc.training.recipe import Recipe
 
 IGNORED = -100
 """The label of a token that is not learned, as torch's cross entropy has it."""
 
 CHECKPOINT_STEPS = 50
+POOL_STEPS = 32
 REPORT_STEPS = 10
 
 
 def answer_trainer(
     model: torch.nn.Module,
     examples: Sequence[Example],
-    recipe: "Recipe",
+    recipe: Recipe,
     steps: int,
     checkpoints: Path,
 ) -> Trainer:
@@ -44,7 +44,7 @@ def answer_trainer(
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=max(1, steps // 30),
-        train_sampling_strategy="group_by_length",
+        train_sampling_strategy="sequential",
         remove_unused_columns=False,
         logging_steps=1,
         save_steps=CHECKPOINT_STEPS,
@@ -59,12 +59,36 @@ def answer_trainer(
     trainer = _AnswerTrainer(
         model=model,
         args=arguments,
-        train_dataset=[features(example) for example in examples],
+        train_dataset=[
+            features(example)
+            for example in in_order(examples, steps, recipe.batch_rows, recipe.seed)
+        ],
         data_collator=collate,
         callbacks=[_ProgressBar()],
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where JSON goes
     return trainer
+
+
+def in_order(examples: Sequence[Example], steps: int, batch_rows: int, seed: int) -> list[Example]:
+    """Return the examples of every step, one after another.
+
+    Pass after pass, each shuffled; inside a pool of some steps, rows of like length come together,
+    which saves padding. The whole order is fixed by the seed before the first step, so a run that
+    goes on after an interruption sees what it would have seen.
+    """
+    draw = Random(seed)
+    stream: list[Example] = []
+    while len(stream) < steps * batch_rows:
+        stream += draw.sample(examples, len(examples))
+    ordered: list[Example] = []
+    for start in range(0, steps * batch_rows, POOL_STEPS * batch_rows):
+        end = min(start + POOL_STEPS * batch_rows, steps * batch_rows)
+        pool = sorted(stream[start:end], key=len)
+        batches = [pool[i : i + batch_rows] for i in range(0, len(pool), batch_rows)]
+        draw.shuffle(batches)
+        ordered += [example for batch in batches for example in batch]
+    return ordered
 
 
 def collate(features: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:

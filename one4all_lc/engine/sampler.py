@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from one4all_lc.engine.request import Sampling
+from one4all_lc.sampling import Sampling
 
 
 class Sampler:
