@@ -140,7 +140,7 @@ def test_settings_that_nobody_knows_are_refused(law, base_nf4):
         law.invoke(QUESTION, temprature=1)
     with pytest.raises(UnknownExpert):
         ChatExpert(engine=Engine.of(base_nf4), model="law")
-    with pytest.raises(InvalidInput, match="temperature"):
+    with pytest.raises(ValueError, match="temperature is -1"):
         ChatExpert(engine=Engine.of(base_nf4), temperature=-1)
 
 

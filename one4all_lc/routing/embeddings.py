@@ -62,15 +62,18 @@ def _load(model_name: str) -> "HuggingFaceEmbeddings":
     from langchain_huggingface import HuggingFaceEmbeddings
 
     from one4all_lc.base.embedded import resolve
+    from one4all_lc.base.loading import quiet
 
-    return HuggingFaceEmbeddings(
-        model_name=resolve(model_name),
-        model_kwargs={
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "local_files_only": True,
-            # The checkpoint holds half precision, in which a CPU is many times slower.
-            "model_kwargs": {"dtype": torch.float32},
-        },
-        encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
-        query_encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
-    )
+    folder = resolve(model_name)
+    with quiet():
+        return HuggingFaceEmbeddings(
+            model_name=folder,
+            model_kwargs={
+                "device": "cuda" if torch.cuda.is_available() else "cpu",
+                "local_files_only": True,
+                # The checkpoint holds half precision, in which a CPU is many times slower.
+                "model_kwargs": {"dtype": torch.float32},
+            },
+            encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
+            query_encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
+        )

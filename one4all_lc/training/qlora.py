@@ -4,7 +4,6 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314
 """
 
 import shutil
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -152,7 +151,6 @@ def _fit(
     steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
     model = _with_adapter(shared, recipe)
     checkpoints = work / "checkpoints"
-    started = time.monotonic()
     with quiet():
         trainer = answer_trainer(model, examples, recipe, steps, checkpoints)
         last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
@@ -162,7 +160,6 @@ def _fit(
         "steps": steps,
         "final_loss": round(_mean_of_last(trainer.state.log_history), 4),
         "mean_loss": round(float(result.training_loss), 4),
-        "seconds": round(time.monotonic() - started),
     }
 
 
