@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from langchain_core.messages import AIMessageChunk
 
+    from one4all_lc.experts.chat import ChatExpert
     from one4all_lc.library import Library
-    from one4all_lc.one4all import One4All
     from one4all_lc.routing.route import Route
 
 app = typer.Typer(
@@ -56,19 +56,20 @@ def ask(
     if not question.strip():
         msg = "The question is empty: ask something."
         raise InvalidInput(msg)
-    library = _library(adapters)  # what is wrong with a folder is said before anything is loaded
-    if expert not in (None, BASE):
-        library[expert]
-    one = _load(adapters, base, quantization, routing=expert is None)
+    if expert != BASE:
+        library = _library(adapters)  # what is wrong with it is said before anything is loaded
+        if expert is not None:
+            library[expert]
+    one = _load(adapters, base, quantization, expert)
     loaded = time.monotonic()
-    route = one.router.invoke(question) if expert is None else None
+    route = one.router.invoke(question) if expert is None else None  # type: ignore[attr-defined]
     model = expert or (route.best if route else None) or BASE
     routed = time.monotonic()
     settings: dict[str, Any] = {"max_tokens": max_tokens} if max_tokens else {}
     chunks = one.stream(question, model=model, **settings)
     whole = next(chunks)  # a question that is refused is refused before anything is printed
     first = time.monotonic()
-    _notes.print(f"[bold]{model}[/bold]  [dim]{route.explain() if route else 'as asked'}[/dim]")
+    _note(f"{model}: {route.explain() if route else 'as asked.'}")
     whole = _shown(whole, chunks, quietly=as_json)
     seconds = {
         "load": loaded - started,
@@ -79,7 +80,11 @@ def ask(
     if as_json:
         _print_json(_answer(whole, route, seconds))
     else:
-        _notes.print(f"[dim]{', '.join(f'{k} {v:.1f} s' for k, v in seconds.items())}[/dim]")
+        base_facts = (
+            f"base {one.engine.base.quantization}, {one.engine.base.memory_bytes / 1e6:.0f} MB"
+        )
+        parts = ", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
+        _notes.print(f"[dim]{parts}; {base_facts}[/dim]")
 
 
 @app.command()
@@ -99,7 +104,7 @@ def route(
         return
     for item in routes:
         typer.echo(f"{item.best or 'base'}\t{item.question}")
-        _notes.print(f"  [dim]{item.explain()}[/dim]")
+        _note(f"  {item.explain()}")
 
 
 @app.command()
@@ -235,20 +240,25 @@ def _library(adapters: Path | None) -> "Library":
 
 
 def _load(
-    adapters: Path | None, base: str | None, quantization: str, *, routing: bool
-) -> "One4All":
-    from one4all_lc.base.loading import DEFAULT_BASE
+    adapters: Path | None, base: str | None, quantization: str, expert: str | None
+) -> "ChatExpert":
+    """Load what is asked: the bare base, one expert, or everything to choose from."""
+    from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+    from one4all_lc.card import BASE
+    from one4all_lc.engine.engine import Engine
+    from one4all_lc.experts.chat import ChatExpert
+    from one4all_lc.library import Library
     from one4all_lc.one4all import One4All
 
-    with _notes.status("loading the base, the experts and the router"):
-        one = One4All.load(
-            _folder(adapters),
-            base=base or DEFAULT_BASE,
-            quantization=quantization,  # type: ignore[arg-type]
-        )
-        if routing:
+    which: dict[str, Any] = {"base": base or DEFAULT_BASE, "quantization": quantization}
+    with _notes.status("loading"):
+        if expert is None:
+            one = One4All.load(_folder(adapters), **which)
             one.router.refresh()
-    return one
+            return one
+        shared = SharedBase.load(**which)
+        library = Library(None if expert == BASE else _folder(adapters), shared.facts)
+        return ChatExpert(engine=Engine.of(shared), library=library, model=expert)
 
 
 def _shown(
@@ -278,6 +288,11 @@ def _answer(
         "usage": {name: usage[name] for name in ("input_tokens", "output_tokens")},
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
     }
+
+
+def _note(text: str) -> None:
+    """Print a line on standard error, as it is: exemplars may look like rich's markup."""
+    _notes.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 def _print_json(value: Any) -> None:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,31 +319,3 @@ def _finite(dtype: str, raw: bytes) -> bool:
     if dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return bool(np.all(np.abs(values) <= LARGEST))
-
-
-def publish(made: Path, folder: Path) -> None:
-    """Put a finished expert folder in the place of `folder`, if there is one.
-
-    What is refused or fails leaves `folder` as it was.
-
-    Args:
-        made: The new folder, on the same file system and of the same name.
-        folder: Where it should lie.
-
-    Raises:
-        UnfitExpert: The new folder must not be used.
-    """
-    name = read_expert(made).name
-    if name != folder.name:
-        _refuse(made, f"it holds expert {name!r}", f"publish it as {name!r}, not {folder.name!r}")
-    old = made.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a publication that was cut off
-        folder.rename(old)
-    try:
-        made.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,11 +1,12 @@
 """Router and experts as one chat model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages import BaseMessage
-from pydantic import Field, SkipValidation
+from pydantic import Field, SkipValidation, model_validator
 
 from one4all_lc.base.loading import DEFAULT_BASE, Quantization, SharedBase
 from one4all_lc.engine.engine import Engine
@@ -30,8 +31,8 @@ class One4All(ChatExpert):
 
     Args:
         engine: The engine of the base.
-        library: The experts.
-        router: Chooses among them.
+        router: Chooses among the experts of its library.
+        library: The experts that `model` may name; the router's by default.
 
     Example:
         one = One4All.load()
@@ -40,6 +41,13 @@ class One4All(ChatExpert):
 
     router: SkipValidation[SemanticRouter] = Field(exclude=True, repr=False)
     model: str = AUTO
+
+    @model_validator(mode="before")
+    @classmethod
+    def _router_brings_its_library(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The experts are those that the router chooses among, unless others are given."""
+        router = values.get("router")
+        return {"library": router.library, **values} if router is not None else values
 
     @classmethod
     def load(
@@ -66,14 +74,15 @@ class One4All(ChatExpert):
             **settings: Fields of the model: `max_tokens`, `temperature` and the like.
 
         Raises:
-            InvalidInput: There is no folder of experts, or a setting cannot be used.
+            InvalidInput: There is no folder of experts.
+            ValidationError: A setting cannot be used.
             UnfitExpert: One of the experts must not be used.
             ModelNotFound: No place holds the base or the embedder.
         """
         shared = SharedBase.load(base, quantization=quantization, device=device, dtype=dtype)
         library = Library(adapters or default_adapters(), shared.facts)
         router = SemanticRouter(library=library, embeddings=embeddings)
-        return cls(engine=Engine.of(shared), library=library, router=router, **settings)
+        return cls(engine=Engine.of(shared), router=router, **settings)
 
     @property
     def _llm_type(self) -> str:
@@ -98,5 +107,7 @@ class One4All(ChatExpert):
         return self._chosen(await self.router.ainvoke(messages))
 
     def _chosen(self, route: Route) -> Choice:
+        if route.best and route.best not in self.library:  # taken out of use since it was routed
+            route = replace(route, abstained=True, reason="removed")
         experts = ((self.library[route.best], 1.0),) if route.best else ()
         return Choice(experts, {"route": route.as_dict()})

@@ -1,7 +1,9 @@
 """How tokens are chosen: what a card sets as defaults, a call may change and the engine obeys."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from one4all_lc.errors import InvalidInput
 
@@ -31,15 +33,23 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        bounds = {
-            "max_tokens": (self.max_tokens >= 1, "from 1"),
-            "temperature": (0 <= self.temperature < math.inf, "from 0"),
-            "top_p": (0 < self.top_p <= 1, "above 0, up to 1"),
-            "top_k": (self.top_k >= 0, "from 0"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
-            "stop": (all(self.stop), "without empty texts"),
-        }
-        for name, (holds, words) in bounds.items():
-            if not holds:
-                msg = f"{name} is {getattr(self, name)!r}: it must be {words}."
+        for name, (kinds, holds, words) in _BOUNDS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, kinds) or not holds(value):
+                msg = f"{name} is {value!r}: it must be {words}."
                 raise InvalidInput(msg)
+
+
+_BOUNDS: Mapping[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
+    "max_tokens": ((int,), lambda n: n >= 1, "a whole number from 1"),
+    "temperature": ((int, float), lambda x: 0 <= x < math.inf, "a number from 0"),
+    "top_p": ((int, float), lambda x: 0 < x <= 1, "a number above 0, up to 1"),
+    "top_k": ((int,), lambda n: n >= 0, "a whole number from 0"),
+    "repetition_penalty": ((int, float), lambda x: 0 < x < math.inf, "a number above 0"),
+    "seed": ((int, type(None)), lambda n: n is None or 0 <= n < 1 << 63, "a whole number from 0"),
+    "stop": ((tuple,), lambda texts: all(_text(item) for item in texts), "texts, none empty"),
+}
+
+
+def _text(item: Any) -> bool:
+    return isinstance(item, str) and bool(item)

@@ -31,8 +31,7 @@ ARCHITECTURES = {
     "phi": {"num_key_value_heads": 4},
     "gemma3_text": {
         "sliding_window": 8,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 1
-        + ["sliding_attention"],
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "sliding", "full", "sliding")],
     },
 }
 

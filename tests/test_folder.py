@@ -22,12 +22,12 @@ from one4all_lc.folder import (
     WEIGHTS_FILE,
     Exemplar,
     LoraFactor,
-    publish,
     read_exemplars,
     read_expert,
     sha256_of,
     write_exemplars,
 )
+from one4all_lc.publishing import publish, restore
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 FINGERPRINT = BaseFingerprint("LlamaForCausalLM", "shapes", "tokenizer", "template")
@@ -377,11 +377,11 @@ CARDS = (
             ("system_prompt", "'system_prompt'", [None, ["x"]]),
             ("fingerprint", "fingerprint", ["x", None, {}, []]),
             ("generation", "'generation'", ["greedy", [], {"max_token": 5}, {"__class__": 1}]),
-            ("generation", "'max_tokens' is", [{"max_tokens": v} for v in ("9", 1.5, True, None)]),
+            ("generation", "max_tokens is", [{"max_tokens": v} for v in ("9", 1.5, True, None)]),
             ("generation", "must be", [{"max_tokens": 0}, {"temperature": -1}, {"stop": [""]}]),
-            ("generation", "'temperature' is", [{"temperature": "hot"}, {"temperature": True}]),
-            ("generation", "'stop' is", [{"stop": "END"}, {"stop": [1]}, {"stop": [None]}]),
-            ("generation", "'seed' is", [{"seed": "1"}, {"seed": 0.5}]),
+            ("generation", "temperature is", [{"temperature": "hot"}, {"temperature": True}]),
+            ("generation", "stop is", [{"stop": "END"}, {"stop": [1]}, {"stop": [None]}]),
+            ("generation", "seed is", [{"seed": "1"}, {"seed": 0.5}]),
         )
         for value in values
     }
@@ -699,7 +699,7 @@ class TestPublish:
     def test_another_name_is_refused(self, made: Path, tmp_path: Path):
         target = build(tmp_path, "lore")
         old = snapshot(target)
-        with pytest.raises(UnfitExpert, match="publish it as 'law', not 'lore'"):
+        with pytest.raises(UnfitExpert, match="publish it as 'law', not as 'lore'"):
             publish(made, target)
         assert snapshot(target) == old
         assert made.exists()
@@ -724,6 +724,12 @@ class TestPublish:
         publish(made, folder)
         assert snapshot(folder) == new
         assert list(made.parent.iterdir()) == []
+
+    def test_a_power_cut_between_its_steps_is_mended(self, made: Path, folder: Path):
+        old = snapshot(folder)
+        folder.rename(made.with_name(".law.old"))
+        restore(made, folder)
+        assert snapshot(folder) == old
 
 
 def test_bf16_by_hand_is_bf16():

@@ -12,9 +12,10 @@ from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput, UnfitExpert
-from one4all_lc.folder import WEIGHTS_FILE, read_expert
+from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
 from one4all_lc.training.data import encode, read_rows
+from one4all_lc.training.evaluation import measure
 from one4all_lc.training.qlora import train_expert
 from one4all_lc.training.recipe import About, Recipe
 from one4all_lc.training.trainer import IGNORED, collate, features
@@ -122,14 +123,34 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, data, small_base, 
     assert resumed.card.version == 2
 
 
+def test_a_run_goes_on_only_as_what_it_began_as(tmp_path, data, small_base, monkeypatch):
+    """A card must not claim a recipe that only the last steps followed."""
+    folder = tmp_path / "shout"
+    _kill_at(monkeypatch, step=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, data, small_base)
+    monkeypatch.undo()
+    with pytest.raises(InvalidInput, match="began with another"):
+        train(folder, data, small_base, steps=13, resume=True)
+    assert train(folder, data, small_base, resume=True).card.training["steps"] == 12
+
+
+def test_what_else_lies_in_the_folder_stays(tmp_path, data, small_base):
+    folder = tmp_path / "shout"
+    train(folder, data, small_base, steps=2)
+    (folder / "README.md").write_text("Mine.")
+    train(folder, data, small_base, steps=2)
+    assert (folder / "README.md").read_text() == "Mine."
+
+
 def _kill_at(monkeypatch, step):
-    from one4all_lc.training.trainer import _ProgressBar
+    from one4all_lc.training.trainer import ProgressBar
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_ProgressBar, "on_step_begin", on_step_begin, raising=False)
+    monkeypatch.setattr(ProgressBar, "on_step_begin", on_step_begin, raising=False)
 
 
 def test_training_is_repeatable_by_its_seed(tmp_path, data, small_base):
@@ -191,10 +212,22 @@ def test_a_broken_row_is_refused_before_anything_is_written(tmp_path, data, smal
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_data_that_teaches_nothing_is_refused(tmp_path, data, small_base):
+    data.write_text(data.read_text().replace('"train"', '"dev"'))
+    with pytest.raises(InvalidInput, match="None of the 64 rows has split 'train'"):
+        train(tmp_path / "shout", data, small_base)
+
+
+def test_an_expert_without_held_out_rows_has_no_metrics(tmp_path, data, small_base):
+    data.write_text("\n".join(line for line in data.read_text().split("\n") if "train" in line))
+    assert train(tmp_path / "shout", data, small_base, steps=2).card.metrics == {}
+    with pytest.raises(InvalidInput, match="nothing to measure with"):
+        measure(tmp_path / "shout", read_rows([data]), small_base)
+
+
 def test_rows_that_are_all_too_long_leave_nothing_behind(tmp_path, small_base):
     path = tmp_path / "long.jsonl"
     path.write_text(json.dumps({"question": "Hi?", "answer": "word " * 900, "split": "train"}))
     with pytest.raises(InvalidInput, match="longer than 512 tokens"):
         train(tmp_path / "shout", path, small_base)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["long.jsonl"]
-    assert WEIGHTS_FILE

@@ -26,7 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from one4all_lc.base.fetching import Progress, Unavailable, fetch_wheel, first_line, from_hub
+from one4all_lc.base.fetching import Progress, Unavailable, fetch_wheel, from_hub
+from one4all_lc.base.quiet import first_line
 from one4all_lc.errors import InvalidInput, ModelNotFound
 
 _log = logging.getLogger(__name__)

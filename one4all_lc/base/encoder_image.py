@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from one4all_lc.base.gguf_image import quiet_transformers
+from one4all_lc.base.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +247,7 @@ def _beyond_nfkc(normalization: Mapping[str, str]) -> dict[str, str]:
     return {to: f"[{members}]" for to, members in classes.items()}
 
 
-@quiet_transformers()
+@quiet()
 def write_checkpoint(image_file: Path, out: Path) -> None:
     """Writes the encoder in `image_file` as a sentence-transformers folder.
 

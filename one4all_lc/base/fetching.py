@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from one4all_lc.base.quiet import first_line
+
 _log = logging.getLogger(__name__)
 
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -27,11 +29,6 @@ _POLL_SECONDS = 0.2
 
 class Unavailable(Exception):
     """A place does not have the model; the message says why, briefly."""
-
-
-def first_line(error: Exception) -> str:
-    """What an error says first, in at most 200 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 class Progress:

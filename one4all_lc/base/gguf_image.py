@@ -11,30 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from one4all_lc.base.quiet import quiet
+
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silences transformers' log lines and bars, and gives them back as they were."""
+def _without_its_bar() -> Iterator[None]:
+    """Keep the GGUF reader's own progress bar off the terminal: it heeds no switch."""
     from transformers import modeling_gguf_pytorch_utils as loader
-    from transformers.utils import logging as their
 
-    verbosity, bars = their.get_verbosity(), their.is_progress_bar_enabled()
-    tqdm: Any = getattr(loader, "tqdm", None)  # the GGUF reader's own bar heeds no switch
-    their.set_verbosity_error()
-    their.disable_progress_bar()
+    tqdm: Any = getattr(loader, "tqdm", None)
     if tqdm is not None:
         loader.tqdm = lambda *args, **options: tqdm(*args, **{**options, "disable": True})
     try:
         yield
     finally:
-        their.set_verbosity(verbosity)
-        if bars:
-            their.enable_progress_bar()
         if tqdm is not None:
             loader.tqdm = tqdm
 
 
-@quiet_transformers()
+@quiet()
+@_without_its_bar()
 def write_checkpoint(gguf_file: Path, out: Path) -> None:
     """Writes the model in `gguf_file` as safetensors (bfloat16), with its tokenizer.
 

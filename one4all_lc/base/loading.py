@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from one4all_lc.base.embedded import resolve
+from one4all_lc.base.quiet import first_line, quiet
 from one4all_lc.card import BaseFacts, BaseFingerprint
 from one4all_lc.errors import InvalidInput, ModelNotFound
 
@@ -79,6 +80,7 @@ class SharedBase:
         """
         device = _device(device)
         chosen = _quantization(quantization, device)
+        dtype = dtype or _dtype(chosen, device)
         folder = resolve(base)
         key = (folder, chosen, device, str(dtype))
         with cls._loading:
@@ -158,37 +160,24 @@ def facts_of(
     return BaseFacts(base, fingerprint, linears)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the progress bars and notices of transformers and bitsandbytes off the terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    notices = logging.getLogger("bitsandbytes")
-    notices_level = notices.level
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    notices.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        notices.setLevel(notices_level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
 def _device(device: str) -> str:
     import torch
 
+    count = torch.cuda.device_count()
     if device == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if count else "cpu"
     try:
-        return str(torch.device(device))
+        found = torch.device(device)
     except RuntimeError:
         msg = f"There is no device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'."
         raise InvalidInput(msg) from None
+    if found.type != "cuda":
+        return str(found)
+    index = found.index or 0  # one spelling for one device: bases are shared by it
+    if index >= count:
+        msg = f"There is no device {device!r}: this machine has {count} CUDA devices."
+        raise InvalidInput(msg)
+    return f"cuda:{index}"
 
 
 def _quantization(quantization: str, device: str) -> str:
@@ -207,15 +196,18 @@ def _quantization(quantization: str, device: str) -> str:
     return quantization
 
 
-def _load_model(
-    folder: str, quantization: str, device: str, dtype: "torch.dtype | None"
-) -> "PreTrainedModel":
+def _dtype(quantization: str, device: str) -> "torch.dtype":
     import torch
+
+    native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native or quantization != "none" else torch.float32
+
+
+def _load_model(
+    folder: str, quantization: str, device: str, dtype: "torch.dtype"
+) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
-    if dtype is None:
-        native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
-        dtype = torch.bfloat16 if native or quantization != "none" else torch.float32
     with _decoder_or_error(folder):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, **_quantizer(quantization, dtype)
@@ -251,13 +243,15 @@ def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
 @contextlib.contextmanager
 def _decoder_or_error(folder: str) -> Iterator[None]:
     """Turn what transformers says of an unusable folder into one sentence."""
+    from safetensors import SafetensorError
+
     try:
         with quiet():
             yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         msg = (
-            f"{folder} does not load as a decoder with its tokenizer ({reason}): give the id or "
+            f"{folder} does not load as a decoder with its tokenizer ({first_line(error)}): "
+            "give the id or "
             "path of a model for AutoModelForCausalLM."
         )
         raise ModelNotFound(msg) from error

@@ -39,15 +39,22 @@ class Residency:
         Raises:
             UnfitExpert: The weights on disk are no longer those that the expert was read with.
         """
+        identity = expert.identity
         with self._lock:
-            adapter = self._adapters.get(expert.identity)
+            self._users[identity] = self._users.get(identity, 0) + 1
+            adapter = self._adapters.get(identity)
+        if adapter is None:
+            try:  # without the lock: others go on, and two may load the same, of which one stays
+                loaded = self._load(expert)
+            except BaseException:
+                self.release(identity)
+                raise
+        with self._lock:
             if adapter is None:
-                adapter = self._load(expert)
-                self._adapters[expert.identity] = adapter
-            self._adapters.move_to_end(expert.identity)
-            self._users[expert.identity] = self._users.get(expert.identity, 0) + 1
+                adapter = self._adapters.setdefault(identity, loaded)
+            self._adapters.move_to_end(identity)
             self._evict()
-            return adapter
+        return adapter
 
     def release(self, identity: str) -> None:
         """Give back what one `acquire` returned."""

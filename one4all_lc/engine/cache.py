@@ -56,6 +56,13 @@ class SlotCache(Cache):  # type: ignore[misc]
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[_SlotLayer() for _ in range(layers)])
 
+    def reserve(self, slots: int, columns: int) -> None:
+        """Make room at the next forward; what lies beyond both may be dropped then."""
+        columns = -(-columns // BLOCK) * BLOCK
+        slots = 1 << max(0, slots - 1).bit_length()  # rows that join one by one move it seldom
+        for layer in self.layers:
+            layer.room = (slots, columns)
+
     def aim(self, window: Window) -> None:
         """Set where the next forward writes and how far it reads."""
         for layer in self.layers:
@@ -73,9 +80,10 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer: keys and values of shape (slots, heads, columns, width)."""
 
     window: Window
+    room: tuple[int, int] = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start without slots; `update` makes room."""
+        """Start without slots; `update` makes the room that was reserved."""
         self.keys = key_states.new_zeros((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_zeros((0, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
@@ -87,8 +95,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         window = self.window
-        self.keys = _with_room(self.keys, window)
-        self.values = _with_room(self.values, window)
+        if self.keys.shape[0] < self.room[0] or self.keys.shape[2] < self.room[1]:
+            self.keys, self.values = (_moved(item, *self.room) for item in (self.keys, self.values))
         rows = torch.arange(window.positions.shape[0], device=key_states.device)[:, None]
         keys, values = self.keys[window.slots], self.values[window.slots]
         # Indices around a slice: the indexed axes come first, (rows, length, heads, width).
@@ -109,18 +117,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         return -1
 
 
-def _with_room(store: Tensor, window: Window) -> Tensor:
-    """Return `store`, or a larger copy that has the window's slots and columns."""
-    slots, heads, columns, width = store.shape
-    if slots >= window.slots.stop and columns >= window.end:
-        return store
-    slots = max(slots, _power_of_two(window.slots.stop))
-    columns = max(columns, _power_of_two(window.end))
+def _moved(store: Tensor, slots: int, columns: int) -> Tensor:
+    """Return a store of another shape with what both have in common."""
+    _, heads, _, width = store.shape
     # Zeros, not whatever memory held: see `SlotCache.clear`.
-    larger = store.new_zeros((slots, heads, columns, width))
-    larger[: store.shape[0], :, : store.shape[2]] = store
-    return larger
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << max(0, least - 1).bit_length()
+    moved = store.new_zeros((slots, heads, columns, width))
+    common = store[:slots, :, :columns]
+    moved[: common.shape[0], :, : common.shape[2]] = common
+    return moved

@@ -9,6 +9,7 @@ from torch import Tensor
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.lora import AdaptersById, Mixture, Packer, attach
 from one4all_lc.engine.cache import SlotCache, Window
+from one4all_lc.errors import ModelNotFound
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,10 @@ class Decoder:
         logits: Tensor = output.logits[:, -1]
         return logits if len(wanted) == len(filled) else logits[wanted]
 
+    def reserve(self, slots: int, columns: int) -> None:
+        """Make room in the cache for so many rows of so many tokens."""
+        self._cache.reserve(slots, columns)
+
     @torch.inference_mode()
     def forget(self, slot: int) -> None:
         """Clear what a failed row may have left in its slot."""
@@ -107,9 +112,19 @@ def _attention_windows(config: object) -> dict[str, int | None]:
     """Kinds of attention layer to how far back they see; None sees everything.
 
     Models that mix kinds take a mask for each (Gemma3, Qwen3); the others take one (Mistral).
+
+    Raises:
+        ModelNotFound: A layer sees in a way that no mask here describes.
     """
     width = getattr(config, "sliding_window", None)
     kinds = set(getattr(config, "layer_types", None) or [])
     if not kinds:
         kinds = {"sliding_attention"} if width else {"full_attention"}
+    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+    if unknown:
+        msg = (
+            f"The base has layers of the kind {unknown[0]!r}: a base attends fully or within a "
+            "sliding window."
+        )
+        raise ModelNotFound(msg)
     return {kind: width if kind == "sliding_attention" else None for kind in sorted(kinds)}

@@ -85,21 +85,18 @@ class Handle:
 
     def put(self, piece: Piece) -> None:
         """Hand over a piece; the engine's call."""
-        with self._changed:
+        with self._telling():
             self._pieces.append(piece)
-        self._wake()
 
     def finish(self, completion: Completion) -> None:
         """End well; the engine's call."""
-        with self._changed:
+        with self._telling():
             self._completion = completion
-        self._wake()
 
     def fail(self, error: BaseException) -> None:
         """End with an error; the engine's call."""
-        with self._changed:
+        with self._telling():
             self._error = error
-        self._wake()
 
     def _ended(self) -> Completion:
         if self._error is not None:
@@ -107,8 +104,11 @@ class Handle:
         assert self._completion is not None  # only called once the request has ended
         return self._completion
 
-    def _wake(self) -> None:
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Change something, and wake whoever waits for a change."""
         with self._changed:
+            yield
             self._changed.notify_all()
             wakers, self._wakers = self._wakers, []
         for waker in wakers:

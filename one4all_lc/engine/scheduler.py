@@ -2,7 +2,6 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,13 +10,14 @@ from one4all_lc.engine.request import Request
 
 
 @dataclass(eq=False)
-class Sequence:
+class Job:
     """A request on its way through the engine; only the engine's thread changes it.
 
     Attributes:
         request: What was asked.
         handle: Where the answer goes.
         submitted: `time.monotonic()` of the submission.
+        max_tokens: Tokens that its answer may have, the context's room considered.
         slot: Its row in the key/value cache once it runs.
         prefilled: Tokens of the prompt that the cache holds.
         tokens: Token ids chosen so far.
@@ -29,6 +29,7 @@ class Sequence:
     request: Request
     handle: Handle
     submitted: float
+    max_tokens: int
     slot: int = -1
     prefilled: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -39,7 +40,7 @@ class Sequence:
     @property
     def longest(self) -> int:
         """Tokens that it may come to hold in the cache."""
-        return len(self.request.prompt) + self.request.sampling.max_tokens
+        return len(self.request.prompt) + self.max_tokens
 
 
 class Scheduler:
@@ -50,23 +51,23 @@ class Scheduler:
 
     Args:
         max_rows: Requests that run at once.
-        max_cached_tokens: Rows times the longest of them, at most: what bounds the cache's memory.
+        max_cached_tokens: Rows times the longest of them, at most; a longer one runs alone.
     """
 
     def __init__(self, max_rows: int, max_cached_tokens: int) -> None:
         self._max_rows = max_rows
         self._max_cached_tokens = max_cached_tokens
         self._news = threading.Condition()
-        self._waiting: deque[Sequence] = deque()
-        self._slots: dict[int, Sequence] = {}
+        self._waiting: deque[Job] = deque()
+        self._slots: dict[int, Job] = {}
         self._closed = False
 
-    def add(self, sequence: Sequence) -> bool:
+    def add(self, job: Job) -> bool:
         """Put a request at the end of the queue; False if the scheduler is closed."""
         with self._news:
             if self._closed:
                 return False
-            self._waiting.append(sequence)
+            self._waiting.append(job)
             self._news.notify()
             return True
 
@@ -76,26 +77,26 @@ class Scheduler:
             self._news.wait_for(lambda: self._closed or self._waiting or self._slots)
             return not self._closed
 
-    def admit(self) -> list[Sequence]:
+    def admit(self) -> list[Job]:
         """Give free slots to those who wait, in order; return the newcomers."""
-        newcomers: list[Sequence] = []
+        newcomers: list[Job] = []
         with self._news:
             while self._waiting and self._fits(self._waiting[0]):
-                sequence = self._waiting.popleft()
-                sequence.slot = next(i for i in range(self._max_rows) if i not in self._slots)
-                self._slots[sequence.slot] = sequence
-                newcomers.append(sequence)
+                job = self._waiting.popleft()
+                job.slot = next(i for i in range(self._max_rows) if i not in self._slots)
+                self._slots[job.slot] = job
+                newcomers.append(job)
         return newcomers
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, job: Job) -> None:
         """Free the slot of a request that has ended."""
         with self._news:
-            del self._slots[sequence.slot]
+            del self._slots[job.slot]
 
-    def withdraw_cancelled(self) -> list[Sequence]:
+    def withdraw_cancelled(self) -> list[Job]:
         """Take out of the queue those that were cancelled while they waited."""
         with self._news:
-            gone = [sequence for sequence in self._waiting if sequence.handle.cancelled]
+            gone = [job for job in self._waiting if job.handle.cancelled]
             if gone:
                 self._waiting = deque(item for item in self._waiting if item not in gone)
         return gone
@@ -106,11 +107,17 @@ class Scheduler:
         return self._closed
 
     @property
-    def running(self) -> list[Sequence]:
+    def running(self) -> list[Job]:
         """The requests that hold a slot, by slot."""
         return [self._slots[slot] for slot in sorted(self._slots)]
 
-    def close(self) -> list[Sequence]:
+    @property
+    def room(self) -> tuple[int, int]:
+        """Slots and columns that the running requests may come to need in the cache."""
+        longest = max((job.longest for job in self._slots.values()), default=0)
+        return max(self._slots, default=-1) + 1, longest
+
+    def close(self) -> list[Job]:
         """Take no more requests; return those that wait."""
         with self._news:
             self._closed = True
@@ -118,13 +125,9 @@ class Scheduler:
             self._news.notify_all()
         return waiting
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _fits(self, job: Job) -> bool:
         if not self._slots:
             return True
         rows = len(self._slots) + 1
-        longest = max(_longest(self._slots.values()), sequence.longest)
+        longest = max(self.room[1], job.longest)
         return rows <= self._max_rows and rows * longest <= self._max_cached_tokens
-
-
-def _longest(sequences: Iterable[Sequence]) -> int:
-    return max(sequence.longest for sequence in sequences)

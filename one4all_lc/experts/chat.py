@@ -1,14 +1,16 @@
 """One expert, or the bare base, as a LangChain chat model."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams
+from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import run_in_executor
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.card import BASE
@@ -83,18 +85,20 @@ class ChatExpert(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        """What LangChain's caches key answers by: base, identity of the weights, sampling."""
+        """What LangChain's caches key answers by: all that decides what a call answers.
+
+        A call may name any expert of the library, so all of them count, by weights and prompt.
+        """
         return {
             "base": self.engine.base.facts.id,
             "quantization": self.engine.base.quantization,
             "model": self.model,
-            "experts": {expert.name: expert.identity for expert in self._known_experts()},
+            "experts": [
+                (expert.name, expert.identity, expert.card.system_prompt, expert.card.generation)
+                for expert in self.library
+            ],
             **{name: getattr(self, name) for name in _SAMPLING},
         }
-
-    def _known_experts(self) -> Sequence[Expert]:
-        """The experts whose weights decide what a call answers; `model=` may name any."""
-        return list(self.library)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop, **kwargs)
@@ -136,7 +140,8 @@ class ChatExpert(BaseChatModel):
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Sampling:
         """Join the card's defaults, the model's fields and the call's own; the later wins."""
-        unknown = sorted(settings.keys() - {*_SAMPLING, "model"})
+        # LangChain passes `stream` on to say how it was asked for; both ways answer alike.
+        unknown = sorted(settings.keys() - {*_SAMPLING, "model", "stream"})
         if unknown:
             known = ", ".join(("model", *_SAMPLING))
             msg = f"A call does not take {', '.join(unknown)}: it takes {known}."
@@ -145,8 +150,23 @@ class ChatExpert(BaseChatModel):
         chosen = dict(defaults)
         for layer in (fields_set, settings, {"stop": stop}):
             chosen |= {name: layer[name] for name in _SAMPLING if layer.get(name) is not None}
-        chosen["stop"] = tuple(chosen.get("stop", ()))
+        texts = chosen.get("stop", ())
+        chosen["stop"] = (texts,) if isinstance(texts, str) else tuple(texts)
         return replace(Sampling(), **chosen)
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> list[AIMessage]:
+        """Answer many at once: as many in parallel as the engine has rows, unless told otherwise.
+
+        LangChain's own default follows the number of cores, which would leave most rows empty.
+        """
+        configs = config if isinstance(config, list) else [config or {}] * len(inputs)
+        wide = [{"max_concurrency": self.engine.max_rows, **item} for item in configs]
+        return super().batch(inputs, wide, **kwargs)  # type: ignore[arg-type]
 
     def _generate(
         self,
@@ -170,7 +190,7 @@ class ChatExpert(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         choice = await self._achoose(messages, kwargs.get("model", self.model))
-        handle = self._submit(choice, messages, stop, kwargs)
+        handle = await run_in_executor(None, self._submit, choice, messages, stop, kwargs)
         try:
             return self._result(choice, await handle.aresult())
         finally:
@@ -201,7 +221,7 @@ class ChatExpert(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         choice = await self._achoose(messages, kwargs.get("model", self.model))
-        handle = self._submit(choice, messages, stop, kwargs)
+        handle = await run_in_executor(None, self._submit, choice, messages, stop, kwargs)
         try:
             async for piece in handle:
                 if piece.text:

@@ -31,7 +31,7 @@ class QuestionEmbeddings(Embeddings):
         self._model: HuggingFaceEmbeddings | None = None
 
     def load(self) -> "HuggingFaceEmbeddings":
-        """Load the model unless it is loaded; from another thread, while the base loads.
+        """Load the model unless it is loaded.
 
         Raises:
             ModelNotFound: No place holds the model.
@@ -62,7 +62,7 @@ def _load(model_name: str) -> "HuggingFaceEmbeddings":
     from langchain_huggingface import HuggingFaceEmbeddings
 
     from one4all_lc.base.embedded import resolve
-    from one4all_lc.base.loading import quiet
+    from one4all_lc.base.quiet import quiet
 
     folder = resolve(model_name)
     with quiet():

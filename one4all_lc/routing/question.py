@@ -50,7 +50,7 @@ def _last_human(messages: Sequence[Any]) -> str:
         msg = f"The router got a list that is not messages ({str(error).splitlines()[0]})."
         raise InvalidInput(msg) from error
     for message in reversed(converted):
-        if isinstance(message, HumanMessage):
+        if isinstance(message, HumanMessage) or getattr(message, "role", None) == "user":
             return str(message.text)
     msg = f"None of the {len(messages)} messages is a human one: there is no question to route."
     raise InvalidInput(msg)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["matched", "below_threshold", "empty"]
+Reason = Literal["matched", "below_threshold", "empty", "removed"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Route:
         question: The question as it was routed.
         experts: Every expert, best first.
         abstained: Whether no expert should answer.
-        reason: `matched`, `below_threshold`, or `empty` for a library without experts.
+        reason: `matched`, `below_threshold`, `empty` for a library without experts, or `removed`
+            for an expert that was taken out of use before it could answer.
         in_scope: How well the question fits the best expert's domain; None without experts, as
             `threshold` is.
         threshold: What `in_scope` must reach.
@@ -79,6 +80,8 @@ class Route:
         if self.in_scope is None or self.threshold is None:
             return "No expert is in use, so the base answers."
         best, near = self.experts[0], self.nearest[0]
+        if self.reason == "removed":
+            return f"{best.name} was taken out of use meanwhile, so the base answers."
         facts = f"the nearest exemplar is {near.text!r} of {near.expert} ({near.similarity:.2f})"
         relation = "under" if self.abstained else "at or over"
         scores = f"in-scope score {self.in_scope:.2f} {relation} the threshold {self.threshold:.2f}"

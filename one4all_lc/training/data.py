@@ -68,11 +68,7 @@ def read_rows(paths: Iterable[str | Path]) -> list[Row]:
         InvalidInput: A file is missing or empty, or a line is not such a row; the message names
             the file and the line.
     """
-    rows = [row for path in paths for row in _rows_of(Path(path))]
-    if not any(row.split == "train" for row in rows):
-        msg = f"{len(rows)} rows were read but none has split 'train': there is nothing to learn."
-        raise InvalidInput(msg)
-    return rows
+    return [row for path in paths for row in _rows_of(Path(path))]
 
 
 def encode(
@@ -110,6 +106,9 @@ def _rows_of(path: Path) -> Iterator[Row]:
     except (OSError, UnicodeDecodeError) as error:
         msg = f"{path} cannot be read as UTF-8 text ({error}): give a JSONL file."
         raise InvalidInput(msg) from error
+    if not any(line.strip() for line in lines):
+        msg = f"{path} is empty: give a JSONL file of questions and answers."
+        raise InvalidInput(msg)
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield _row(f"{path}, line {number}", line)

@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 from one4all_lc.base.loading import Quantization, SharedBase
-from one4all_lc.base.lora import Packer, attach
+from one4all_lc.base.lora import Adapter, Mixture, Packer, attach
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
@@ -46,27 +46,54 @@ def measure(
         answered: Of these, rows that are answered, greedily.
 
     Returns:
-        Per metric the values of `base` and `expert`; empty if no row was held out.
+        Per metric the values of `base` and `expert`, and the number of rows.
+
+    Raises:
+        InvalidInput: No row was held out, or none fits the base's context.
+        UnfitExpert: The expert must not be used with the base.
     """
-    split = next((name for name in ("test", "dev") if any(r.split == name for r in rows)), None)
+    split = held_out_split(rows)
     if split is None:
-        return {}
+        msg = "None of the rows has split 'test' or 'dev': there is nothing to measure with."
+        raise InvalidInput(msg)
     shared = SharedBase.load(base, quantization=quantization)
     expert = read_expert(folder, shared.facts)
     held_out = [row for row in rows if row.split == split]
     drawn = Random(0).sample(held_out, min(scored, len(held_out)))
-    perplexity, tokens = _perplexities(shared, expert, drawn)
-    answers = _answers(shared, expert, drawn[:answered])
-    wanted = [row.answer for row in drawn[:answered]]
+    wanted, examples = _that_fit(drawn, shared, expert)
+    perplexity, tokens = _perplexities(shared, expert, examples)
+    answers = _answers(shared, expert, examples[:answered])
+    means = {
+        name: _means(score, answers, wanted[:answered])
+        for name, score in (("exact_match", exact_match), ("rouge_l", rouge_l()))
+    }
     return {
         "split": split,
         "quantization": shared.quantization,
-        "perplexity": {**perplexity, "rows": len(drawn), "tokens": tokens},
-        **{
-            name: {**_means(score, answers, wanted), "rows": len(wanted)}
-            for name, score in (("exact_match", exact_match), ("rouge_l", rouge_l()))
-        },
+        "perplexity": {**perplexity, "rows": len(examples), "tokens": tokens},
+        **means,
     }
+
+
+def held_out_split(rows: Iterable[Row]) -> str | None:
+    """Return the split to measure with: `test`, or else `dev`; None if neither has rows."""
+    splits = {row.split for row in rows}
+    return next((name for name in ("test", "dev") if name in splits), None)
+
+
+def _that_fit(
+    rows: Sequence[Row], shared: SharedBase, expert: Expert
+) -> tuple[list[str], list[Example]]:
+    """Return the answers and the examples of the rows that the base can read."""
+    room = shared.context_length
+    encoded = [
+        (row.answer, encode([row], shared.tokenizer, expert.card.system_prompt, room)[0])
+        for row in rows
+    ]
+    if not any(examples for _, examples in encoded):
+        msg = f"All {len(rows)} held-out rows are longer than the {room:,} tokens of the base."
+        raise InvalidInput(msg)
+    return [answer for answer, got in encoded if got], [got[0] for _, got in encoded if got]
 
 
 def exact_match(answer: str, wanted: str) -> float:
@@ -92,28 +119,27 @@ def rouge_l() -> Callable[[str, str], float]:
 def _means(
     score: Callable[[str, str], float], answers: Mapping[str, Sequence[str]], wanted: Sequence[str]
 ) -> dict[str, float]:
-    return {
-        who: round(sum(map(score, given, wanted)) / len(wanted), 4)
+    means = {
+        who: sum(score(answer, right) for answer, right in zip(given, wanted, strict=True))
         for who, given in answers.items()
     }
+    rows = len(wanted)
+    return {**{who: round(total / rows, 4) for who, total in means.items()}, "rows": rows}
 
 
 def _perplexities(
-    shared: SharedBase, expert: Expert, rows: Iterable[Row]
+    shared: SharedBase, expert: Expert, examples: Sequence[Example]
 ) -> tuple[dict[str, float], int]:
     """Return the perplexity of the answers' tokens for base and expert, and how many there are."""
-    room = shared.context_length
-    examples, _ = encode(rows, shared.tokenizer, expert.card.system_prompt, room)
-    examples.sort(key=len)
+    by_length = sorted(examples, key=len)
     tokens = sum(len(example.answer) for example in examples)
     engine = Engine.of(shared)
     adapter = engine.residency.acquire(expert)
+    mixtures: dict[str, Mixture] = {"base": (), "expert": ((expert.identity, 1.0),)}
     try:
         losses = {
-            "base": _loss(shared, examples, (), {}),
-            "expert": _loss(
-                shared, examples, ((expert.identity, 1.0),), {expert.identity: adapter}
-            ),
+            who: _loss(shared, by_length, mixture, {expert.identity: adapter})
+            for who, mixture in mixtures.items()
         }
     finally:
         engine.residency.release(expert.identity)
@@ -123,8 +149,8 @@ def _perplexities(
 def _loss(
     shared: SharedBase,
     examples: Sequence[Example],
-    mixture: tuple[tuple[str, float], ...],
-    adapters: Mapping[str, Any],
+    mixture: Mixture,
+    adapters: Mapping[str, Adapter],
     batch_rows: int = 8,
 ) -> float:
     import torch
@@ -143,11 +169,12 @@ def _loss(
     return total
 
 
-def _answers(shared: SharedBase, expert: Expert, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Return what base and expert answer, in the order of the rows."""
+def _answers(
+    shared: SharedBase, expert: Expert, examples: Sequence[Example]
+) -> dict[str, list[str]]:
+    """Return what base and expert answer, in the order of the examples."""
     limit = expert.card.generation.get("max_tokens", Sampling().max_tokens)
     sampling = Sampling(max_tokens=limit)
-    examples, _ = encode(rows, shared.tokenizer, expert.card.system_prompt, shared.context_length)
     engine = Engine.of(shared)
     handles = {
         who: [engine.submit(Request(example.prompt, experts, sampling)) for example in examples]

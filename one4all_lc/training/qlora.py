@@ -3,6 +3,7 @@
 Source: QLoRA, https://arxiv.org/abs/2305.14314
 """
 
+import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase, quiet
+from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.base.quiet import quiet
 from one4all_lc.card import ExpertCard, check_name
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import (
@@ -20,13 +22,13 @@ from one4all_lc.folder import (
     WEIGHTS_FILE,
     Exemplar,
     Expert,
-    publish,
     read_expert,
     sha256_of,
     write_exemplars,
 )
+from one4all_lc.publishing import publish, restore
 from one4all_lc.training.data import Example, Row, encode, read_rows
-from one4all_lc.training.evaluation import measure, rouge_l
+from one4all_lc.training.evaluation import held_out_split, measure, rouge_l
 from one4all_lc.training.recipe import About, Recipe
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def train_expert(
 ) -> Expert:
     """Train an expert from rows of data, measure it against the base, and put it in `folder`.
 
-    Work goes on in a hidden folder beside it; `folder` changes at the very end, in one step.
+    Work goes on in a hidden folder beside it; `folder` changes at the very end, by renaming.
 
     Args:
         folder: The expert's folder, new or to be replaced; its name is the expert's.
@@ -68,7 +70,8 @@ def train_expert(
     rouge_l()  # what the measuring needs is missed now rather than after the training
     shared = SharedBase.load(base, quantization="nf4", shared=False)
     examples, left_out = _examples(rows, shared, card["system_prompt"], recipe)
-    work, made = _work_folder(folder, resume=resume)
+    run = {"base": base, "recipe": asdict(recipe), "data": [sha256_of(Path(p)) for p in data]}
+    work, made = _work_folder(folder, run, resume=resume)
     card["training"] = {
         "data": [Path(path).name for path in data],
         "license": card.pop("license"),
@@ -81,9 +84,11 @@ def train_expert(
     card |= {"base": base, "fingerprint": shared.facts.fingerprint}
     card["weights_sha256"] = sha256_of(made / WEIGHTS_FILE)
     del shared  # the measuring loads the base as it is served
-    _give_exemplars(folder, made, rows, recipe.seed)
+    _carry_over(folder, made)
+    _give_exemplars(made, rows, recipe.seed)
     ExpertCard(**card).write(made)
-    ExpertCard(**card, metrics=measure(made, rows, base)).write(made)
+    if held_out_split(rows):
+        ExpertCard(**card, metrics=measure(made, rows, base)).write(made)
     publish(made, folder)
     shutil.rmtree(work)
     return read_expert(folder)
@@ -94,6 +99,9 @@ def _examples(
 ) -> tuple[list[Example], int]:
     """Encode the training rows; return them and how many were too long."""
     learned = [row for row in rows if row.split == "train"]
+    if not learned:
+        msg = f"None of the {len(rows)} rows has split 'train': there is nothing to learn."
+        raise InvalidInput(msg)
     examples, left_out = encode(learned, shared.tokenizer, system_prompt, recipe.max_tokens)
     if not examples:
         msg = (
@@ -104,13 +112,28 @@ def _examples(
     return examples, left_out
 
 
-def _work_folder(folder: Path, *, resume: bool) -> tuple[Path, Path]:
-    """Return the hidden folder of the run and the expert's folder in it, made if need be."""
+def _work_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> tuple[Path, Path]:
+    """Return the hidden folder of the run and the expert's folder in it, made if need be.
+
+    Args:
+        folder: Where the expert will lie.
+        run: What decides the weights: a run goes on only as what it began as.
+        resume: Keep the checkpoints that are there.
+    """
     work = folder.parent / f".{folder.name}.training"
+    began_as = work / "run.json"
+    restore(work / folder.name, folder)
     if work.exists() and not resume:
         shutil.rmtree(work)
+    if began_as.exists() and json.loads(began_as.read_text(encoding="utf-8")) != run:
+        msg = (
+            f"The run in {work} began with another base, recipe or data: resume it with those, or "
+            "start anew without --resume."
+        )
+        raise InvalidInput(msg)
     made = work / folder.name
     made.mkdir(parents=True, exist_ok=True)
+    began_as.write_text(json.dumps(run), encoding="utf-8")
     return work, made
 
 
@@ -119,15 +142,15 @@ def _card_facts(folder: Path, about: About) -> dict[str, Any]:
     check_name(folder.name)
     old = ExpertCard.read(folder) if (folder / "expert.json").exists() else None
     present: dict[str, Any] = old.as_dict() if old else {}
-    description = about.description or present.get("description")
-    if not description:
-        msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
-        raise InvalidInput(msg)
 
     def kept(name: str, default: Any) -> Any:
         given = getattr(about, name)
         return present.get(name, default) if given is None else given
 
+    description = kept("description", "")
+    if not description.strip():
+        msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
+        raise InvalidInput(msg)
     return {
         "name": folder.name,
         "title": kept("title", folder.name.replace("_", " ").replace("-", " ").capitalize()),
@@ -146,21 +169,17 @@ def _fit(
     """Run the trainer and save the adapter into `made`; return what it took."""
     from transformers.trainer_utils import get_last_checkpoint
 
-    from one4all_lc.training.trainer import answer_trainer
+    from one4all_lc.training.trainer import ProgressBar, answer_trainer
 
     steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
     model = _with_adapter(shared, recipe)
     checkpoints = work / "checkpoints"
-    with quiet():
-        trainer = answer_trainer(model, examples, recipe, steps, checkpoints)
+    with quiet(), ProgressBar() as bar:
+        trainer = answer_trainer(model, examples, recipe, steps, checkpoints, bar)
         last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        result = trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last)
     _save_adapter(model, shared.facts.id, made)
-    return {
-        "steps": steps,
-        "final_loss": round(_mean_of_last(trainer.state.log_history), 4),
-        "mean_loss": round(float(result.training_loss), 4),
-    }
+    return {"steps": steps, "final_loss": round(_mean_of_last(trainer.state.log_history), 4)}
 
 
 def _mean_of_last(history: Sequence[Mapping[str, float]], count: int = 10) -> float:
@@ -198,15 +217,20 @@ def _save_adapter(model: "PeftModel", base: str, folder: Path) -> None:
     config.inference_mode = True
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
-    if not (folder / CONFIG_FILE).is_file():  # the name is PEFT's to choose
-        msg = f"PEFT did not write {CONFIG_FILE} into {folder}."
-        raise FileNotFoundError(msg)
+    # safetensors writes for the owner alone; an expert is for whoever may read the folder.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
-def _give_exemplars(folder: Path, made: Path, rows: Sequence[Row], seed: int) -> None:
-    """Keep the folder's exemplars, or draw some from the training questions."""
-    if (folder / EXEMPLARS_FILE).exists():
-        shutil.copy2(folder / EXEMPLARS_FILE, made / EXEMPLARS_FILE)
+def _carry_over(folder: Path, made: Path) -> None:
+    """Keep what else lies in the expert's folder: its exemplars, a README."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_file() and not (made / path.name).exists():
+            shutil.copy2(path, made / path.name)
+
+
+def _give_exemplars(made: Path, rows: Sequence[Row], seed: int) -> None:
+    """Draw exemplars from the training questions where there are none."""
+    if (made / EXEMPLARS_FILE).exists():
         return
     questions = sorted({row.question for row in rows if row.split == "train"})
     drawn = Random(seed).sample(questions, min(EXEMPLARS_DRAWN, len(questions)))

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -35,6 +35,7 @@ def answer_trainer(
     recipe: Recipe,
     steps: int,
     checkpoints: Path,
+    bar: "ProgressBar",
 ) -> Trainer:
     """Return a trainer that learns the answers of `examples` in `steps` optimizer steps."""
     arguments = TrainingArguments(
@@ -64,7 +65,7 @@ def answer_trainer(
             for example in in_order(examples, steps, recipe.batch_rows, recipe.seed)
         ],
         data_collator=collate,
-        callbacks=[_ProgressBar()],
+        callbacks=[bar],
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output, where JSON goes
     return trainer
@@ -159,8 +160,11 @@ class _AnswerTrainer(Trainer):  # type: ignore[misc]
         return answer_loss(model, inputs) / tokens
 
 
-class _ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """Steps, loss and time left on standard error; a line now and then where no one watches."""
+class ProgressBar(TrainerCallback):  # type: ignore[misc]
+    """Steps, loss and time left on standard error; a line now and then where no one watches.
+
+    A context: whatever ends the training, the terminal is given back as it was.
+    """
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr)
@@ -177,13 +181,21 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
         )
         self._task = self._bar.add_task("training", total=None, loss="?")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
+    def __enter__(self) -> Self:
         self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show how many steps there are, and how many a resumed run has behind it."""
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
     ) -> None:
+        """Show the step and its loss."""
         if "loss" not in logs:
             return
         loss = f"{logs['loss']:.3f}"
@@ -192,6 +204,3 @@ class _ProgressBar(TrainerCallback):  # type: ignore[misc]
             self._console.print(
                 f"training: step {state.global_step}/{state.max_steps}, loss {loss}"
             )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.stop()
