@@ -49,8 +49,9 @@ def answers_like_generate(engine, prompts):
     """Which prompts get the text of `generate`, all asked at once."""
     base = engine.base
     handles = [engine.submit(request(base, text)) for text in prompts]
+    answers = [handle.result().text for handle in handles]
     expected = [generated(base, prompt_of(base, text), do_sample=False) for text in prompts]
-    return [handle.result().text == text for handle, text in zip(handles, expected, strict=True)]
+    return [answer == text for answer, text in zip(answers, expected, strict=True)]
 
 
 def test_greedy_text_equals_generate_on_fifty_prompts(exact):

