@@ -1,5 +1,6 @@
 """The examples run as they stand, and so does the code in the README."""
 
+import json
 import re
 import subprocess
 import sys
@@ -26,3 +27,13 @@ def test_the_readmes_python_runs():
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["medical", "mobile", "sql"])
+def test_the_readmes_figures_are_the_cards(name):
+    """Figures come from a measurement, not from memory: `train` and `eval` write the cards."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.split("\n") if line.startswith(f"| `{name}` |")]
+    metrics = json.loads((ROOT / "adapters" / name / "expert.json").read_text())["metrics"]
+    for metric in ("perplexity", "rouge_l", *(["exact_match"] if name == "sql" else [])):
+        assert f"| {metrics[metric]['base']:.3f} | {metrics[metric]['expert']:.3f} |" in row

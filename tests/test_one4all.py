@@ -119,7 +119,7 @@ def test_each_expert_beats_the_base_on_rows_that_it_has_not_seen(name, data_fold
     ]
     base = SharedBase.load().facts.id
     metrics = measure(ADAPTERS / name, rows, base, scored=24, answered=12)
-    assert metrics["perplexity"]["expert"] < 0.6 * metrics["perplexity"]["base"]
+    assert metrics["perplexity"]["expert"] < 0.75 * metrics["perplexity"]["base"]
     if name == "sql":
         assert metrics["exact_match"]["expert"] > metrics["exact_match"]["base"]
     if name == "medical":
