@@ -15,6 +15,8 @@ from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
 from tests.prompts import PROMPTS
 
+TOKENS = 16
+
 
 @pytest.fixture
 def engine(base_nf4):
@@ -26,7 +28,7 @@ def prompt_of(base, question):
 
 
 def request(base, question, *experts, **sampling):
-    settings = Sampling(**{"max_tokens": 24, **sampling})
+    settings = Sampling(**{"max_tokens": TOKENS, **sampling})
     return Request(prompt_of(base, question), tuple((item, 1.0) for item in experts), settings)
 
 
@@ -35,7 +37,7 @@ def generated(base, prompt, **settings):
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = base.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, **settings
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=TOKENS, **settings
         )
     return base.tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
 
