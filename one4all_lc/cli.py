@@ -96,10 +96,11 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Show which expert each question goes to, and why."""
+    from one4all_lc.routing.embeddings import MODEL
     from one4all_lc.routing.router import SemanticRouter
 
     library = _library(adapters)
-    with _notes.status("loading the router"):
+    with _loading(MODEL):
         routes = SemanticRouter(library=library).batch(list(questions))
     if as_json:
         _print_json([item.as_dict() for item in routes])
@@ -253,7 +254,9 @@ def _load(
     from one4all_lc.one4all import One4All
 
     which: dict[str, Any] = {"base": base or DEFAULT_BASE, "quantization": quantization}
-    with _notes.status("loading"), _without_collecting():
+    from one4all_lc.routing.embeddings import MODEL
+
+    with _loading(which["base"], *([MODEL] if expert is None else [])):
         if expert is None:
             one = One4All.load(_folder(adapters), **which)
             one.router.refresh()
@@ -264,11 +267,20 @@ def _load(
 
 
 @contextlib.contextmanager
-def _without_collecting() -> "Iterator[None]":
-    """Load without garbage collection: it would look through all that stays, for two seconds."""
+def _loading(*models: str) -> "Iterator[None]":
+    """Show that something is being loaded.
+
+    Models that must be fetched are fetched before, under a progress bar of their own. Garbage is
+    not collected meanwhile: that would look through all that stays, for two seconds.
+    """
+    from one4all_lc.base.embedded import resolve
+
+    for model in models:
+        resolve(model)
     gc.disable()
     try:
-        yield
+        with _notes.status("loading"):
+            yield
     finally:
         gc.freeze()
         gc.enable()
