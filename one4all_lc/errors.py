@@ -5,7 +5,9 @@
     ├── UnknownExpert     no expert of that name is in the library
     ├── UnfitExpert       an expert folder that must not be used: broken, or of another base
     ├── ModelNotFound     a base or an embedder that no place holds
-    └── EngineClosed      the engine was closed before the request was done
+    ├── EngineClosed      the engine was closed before the request was done
+    ├── EngineBusy        as many requests wait as may
+    └── DeadlineExceeded  the request was not done within its time
 
 Every message is one sentence or two: what was wrong, what was given, how to fix it.
 """
@@ -33,3 +35,11 @@ class ModelNotFound(One4AllError, LookupError):
 
 class EngineClosed(One4AllError, RuntimeError):
     """The engine was closed before the request was done."""
+
+
+class EngineBusy(One4AllError, RuntimeError):
+    """As many requests wait for the engine as may, and the caller would not wait longer."""
+
+
+class DeadlineExceeded(One4AllError, TimeoutError):
+    """The request was not done within its time; it waits and runs no more."""

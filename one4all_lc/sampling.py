@@ -16,6 +16,7 @@ class Sampling:
 
     Attributes:
         max_tokens: Tokens that the answer may have.
+        min_tokens: The answer does not end before that many, but for `stop`.
         temperature: 0 takes the likeliest token; above it, logits are divided by it and drawn.
         top_p: Draw from the smallest set of tokens whose probabilities reach this sum.
         top_k: Draw from this many likeliest tokens; 0 from all.
@@ -31,6 +32,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name, (kinds, holds, words) in _BOUNDS.items():
@@ -42,6 +44,7 @@ class Sampling:
 
 _BOUNDS: Mapping[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     "max_tokens": ((int,), lambda n: n >= 1, "a whole number from 1"),
+    "min_tokens": ((int,), lambda n: n >= 0, "a whole number from 0"),
     "temperature": ((int, float), lambda x: 0 <= x < math.inf, "a number from 0"),
     "top_p": ((int, float), lambda x: 0 < x <= 1, "a number above 0, up to 1"),
     "top_k": ((int,), lambda n: n >= 0, "a whole number from 0"),

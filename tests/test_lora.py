@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from one4all_lc.base.lora import Packer, attach
+from one4all_lc.base.linears import Linears
+from one4all_lc.base.lora import Packer
 from one4all_lc.base.residency import Residency
 from one4all_lc.folder import read_expert
 
@@ -13,10 +14,16 @@ PROMPT = "Which phone has the best camera, and what do its owners complain about
 
 def logits_of(base, adapters, rows, ids):
     """Logits of our layers, shape (rows, length, vocabulary), for one mixture a row."""
-    cell = attach(base.model, list(base.facts.linears))
-    plan = Packer().plan(rows, {adapter.identity: adapter for adapter in adapters})
-    with torch.inference_mode(), cell.using(plan):
+    with torch.inference_mode(), planned(base, adapters, rows, ids.shape[1]):
         return base.model(ids.expand(len(rows), -1)).logits.float()
+
+
+def planned(base, adapters, rows, length):
+    """Apply one mixture a row to every forward inside the block."""
+    linears = Linears.of(base)
+    packer = Packer(linears.groups, linears.kernels)
+    known = {adapter.identity: adapter for adapter in adapters}
+    return linears.cell.using(packer.plan([(length, mixture) for mixture in rows], known))
 
 
 def peft_logits(folder, ids, **load):
@@ -38,7 +45,7 @@ def ids(base_nf4):
 
 def loaded(base, folders):
     residency = Residency(base.device, base.dtype)
-    return [residency.acquire(read_expert(folder, base.facts)) for folder in folders]
+    return [residency.load(read_expert(folder, base.facts)) for folder in folders]
 
 
 @pytest.mark.parametrize(
@@ -86,14 +93,13 @@ def test_a_row_does_not_depend_on_who_else_is_in_the_batch(
 def test_a_mixture_adds_the_weighted_deltas(base_fp32, make_expert):
     folders = [make_expert(f"e{i}", base_fp32.facts, rank=4 + i, seed=i) for i in range(2)]
     one, two = loaded(base_fp32, folders)
-    cell = attach(base_fp32.model, list(base_fp32.facts.linears))
-    name = next(iter(base_fp32.facts.linears))
+    Linears.of(base_fp32)
+    name = "model.layers.0.self_attn.o_proj"  # alone in its group: the others compute for siblings
     layer = base_fp32.model.get_submodule(name)
     x = torch.randn(1, 3, base_fp32.facts.linears[name][1])
 
     def output(mixture):
-        plan = Packer().plan([mixture], {one.identity: one, two.identity: two})
-        with torch.inference_mode(), cell.using(plan):
+        with torch.inference_mode(), planned(base_fp32, [one, two], [mixture], 3):
             return layer(x)
 
     bare = output(())
@@ -105,11 +111,13 @@ def test_a_mixture_adds_the_weighted_deltas(base_fp32, make_expert):
 def test_a_plan_never_outlives_its_forward(base_fp32, make_expert):
     """An exception in one request must not leave its adapter in the next one's answer."""
     (adapter,) = loaded(base_fp32, [make_expert("e", base_fp32.facts)])
-    cell = attach(base_fp32.model, list(base_fp32.facts.linears))
-    plan = Packer().plan([((adapter.identity, 1.0),)], {adapter.identity: adapter})
-    with pytest.raises(ZeroDivisionError), cell.using(plan):
-        assert 1 / len(cell.plan) / 0, "reached with a plan"
-    assert not cell.plan
+    cell = Linears.of(base_fp32).cell
+    with (
+        pytest.raises(ZeroDivisionError),
+        planned(base_fp32, [adapter], [((adapter.identity, 1.0),)], 1),
+    ):
+        assert 1 / len(cell.plan.segments) / 0, "reached with a plan"
+    assert not cell.plan.segments
 
 
 def test_an_adapter_on_some_layers_leaves_the_others_alone(base_fp32, make_expert, ids):

@@ -1,7 +1,4 @@
-"""The shared base: found, quantized once per process, and known by its fingerprint.
-
-The only module that imports bitsandbytes.
-"""
+"""The shared base: found, quantized once per process, and known by its fingerprint."""
 
 import contextlib
 import hashlib

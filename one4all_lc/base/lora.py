@@ -1,28 +1,38 @@
-"""LoRA for many adapters in one forward: three operations a linear, whatever their number.
+"""LoRA for many adapters in one forward: two products a group of linears, whatever their number.
 
-The active adapters' A lie side by side and their scaled B one under the other:
+The active adapters' A lie under each other, and so do their scaled B:
 
-    h  = x @ A_all        (rows, length, R)   R = the sum of the active adapters' ranks
-    h *= weights          (rows, 1, R)        zero for adapters that the row does not use
-    y += h @ B_all        (rows, length, out)
+    h  = x @ A_all.T      (tokens, R)    R = the sum of the active adapters' ranks
+    h *= weights          (tokens, R)    zero for adapters that the token's row does not use
+    y += h @ B_all.T      (tokens, out)
 
 A base row is a row of zeros, and a mixture of several adapters in one row costs nothing extra.
+Layers that read one input share h; in B_all each fills the columns of its own outputs.
 
-On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: the products run
-over whole rows in one order, and what other adapters contribute is an exact zero. Only the product
-of a single row takes another kernel, whose last bits differ, so a lone row is computed twice over.
+Every adapter spends its arithmetic on every token of a segment. While rows are few that costs less
+than calling twice as often; for a long prompt it does not. So neighbours share a segment only if
+that is cheaper, by the fixed cost of a product measured on this machine.
+
+On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: oneDNN sums each
+row in one order, and what other adapters contribute is an exact zero.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from one4all_lc.base.kernels import WHOLE, Kernels, LoraLayouts
 
 Mixture = tuple[tuple[str, float], ...]
 """What one row is made of: (adapter identity, weight) pairs; the base alone is `()`."""
+
+MAX_PACKINGS = 8
+"""Packings that are kept: the running batch's, and single adapters' for prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +41,7 @@ class Adapter:
 
     Attributes:
         identity: Hash of weights and scales.
-        factors: Module path to (A of shape (in, rank), scaled B of shape (rank, out)).
+        factors: Module path to (A of shape (rank, in), scaled B of shape (out, rank)).
     """
 
     identity: str
@@ -42,6 +52,11 @@ class Adapter:
         """Bytes of its tensors."""
         return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of its factors."""
+        return max(a.shape[0] for a, _ in self.factors.values())
+
 
 class AdaptersById(Protocol):
     """Whatever finds an adapter in memory by its identity."""
@@ -49,23 +64,74 @@ class AdaptersById(Protocol):
     def __getitem__(self, identity: str, /) -> Adapter: ...
 
 
+class Group(Protocol):
+    """Linear layers of one input: their module paths and the widths of their outputs."""
+
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class LoraTerm:
-    """What one linear layer adds in one forward.
+    """What one packing adds in one group.
 
     Attributes:
-        a: Shape (in, R).
-        b: Shape (R, out).
-        weights: Shape (rows, 1, R).
+        layouts: The adapters' A and B.
+        owners: For each of the R columns, which of the packing's adapters it belongs to.
     """
 
-    a: Tensor
-    b: Tensor
-    weights: Tensor
+    layouts: LoraLayouts
+    owners: tuple[int, ...]
 
 
-Plan = Mapping[str, LoraTerm]
-"""Module path to its term, for one forward; never changed once made."""
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """Neighbouring tokens that are computed with one packing.
+
+    Attributes:
+        tokens: Which of the forward's tokens, rows one after another.
+        decoding: Whether they are decoded, not read.
+        terms: By the group's first module path.
+        weights: By a term's owners, shape (tokens, R); empty if every adapter counts once in full.
+    """
+
+    tokens: slice
+    decoding: bool
+    terms: Mapping[str, LoraTerm]
+    weights: Mapping[tuple[int, ...], Tensor]
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
+        term = self.terms.get(name)
+        if term is None:
+            return y
+        pair = term.layouts.pair(decoding=self.decoding)
+        h = pair.shrink(x)
+        if self.weights:
+            h *= self.weights[term.owners]
+        return pair.expand.plus(h, y)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What the adapters add in one forward; never changed once made.
+
+    Attributes:
+        decoding: The first so many tokens are decoded, the others read.
+        segments: Those of the tokens that adapters add something to.
+    """
+
+    decoding: int = 0
+    segments: tuple[Segment, ...] = ()
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
+        for segment in self.segments:
+            part = segment.tokens
+            if part.stop - part.start == x.shape[0]:
+                return segment.add(name, x, y)
+            y[part] = segment.add(name, x[part], y[part])
+        return y
 
 
 class PlanCell:
@@ -75,7 +141,7 @@ class PlanCell:
     """
 
     def __init__(self) -> None:
-        self.plan: Plan = {}
+        self.plan = Plan()
 
     @contextlib.contextmanager
     def using(self, plan: Plan) -> Iterator[None]:
@@ -84,113 +150,167 @@ class PlanCell:
         try:
             yield
         finally:
-            self.plan = {}
-
-
-class LoraLinear(nn.Module):
-    """A linear layer of the base, quantized or not, and what the plan adds to it."""
-
-    def __init__(self, base: nn.Module, name: str, cell: PlanCell) -> None:
-        super().__init__()
-        self.base = base
-        self._name = name
-        self._cell = cell
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (rows, length, in) to (rows, length, out)."""
-        y: Tensor = self.base(x)
-        term = self._cell.plan.get(self._name)
-        if term is None:
-            return y
-        lone = x.shape[0] * x.shape[1] == 1
-        h = (x.repeat(2, 1, 1) if lone else x) @ term.a
-        h *= term.weights
-        delta = h @ term.b
-        return y.add_(delta[:1] if lone else delta)
-
-
-def attach(model: nn.Module, linears: Sequence[str]) -> PlanCell:
-    """Put a LoraLinear in the place of each named layer; a second call finds the first one's.
-
-    Args:
-        model: The base; changed in place.
-        linears: Module paths.
-
-    Returns:
-        The cell through which plans reach the layers.
-    """
-    cell = getattr(model, "_one4all_cell", None)
-    if isinstance(cell, PlanCell):
-        return cell
-    cell = PlanCell()
-    for name in linears:
-        parent, _, leaf = name.rpartition(".")
-        owner = model.get_submodule(parent)
-        setattr(owner, leaf, LoraLinear(getattr(owner, leaf), name, cell))
-    model._one4all_cell = cell  # type: ignore[assignment]
-    return cell
+            self.plan = Plan()
 
 
 class Packing:
-    """A set of adapters laid side by side, from which plans for any rows are made.
+    """Adapters laid under each other for every group of linears.
 
     Args:
-        adapters: The active adapters, each once.
+        adapters: Each once, at least one.
+        groups: The base's groups of linears.
+        kernels: How weights are laid out on this machine.
     """
 
-    def __init__(self, adapters: Sequence[Adapter]) -> None:
-        self._column = {adapter.identity: i for i, adapter in enumerate(adapters)}
-        self._packed: dict[str, tuple[Tensor, Tensor, tuple[int, ...]]] = {}
-        for name in {name for adapter in adapters for name in adapter.factors}:
-            parts = [
-                (i, *adapter.factors[name])
-                for i, adapter in enumerate(adapters)
-                if name in adapter.factors
-            ]
-            # The adapter of each of the R columns: layers that agree in it share their weights.
-            owners = tuple(i for i, a, _ in parts for _ in range(a.shape[1]))
-            a_all = torch.cat([a for _, a, _ in parts], 1)
-            b_all = torch.cat([b for _, _, b in parts], 0)
-            self._packed[name] = (a_all, b_all, owners)
+    def __init__(
+        self, adapters: Sequence[Adapter], groups: Sequence[Group], kernels: Kernels
+    ) -> None:
+        self.column = {adapter.identity: i for i, adapter in enumerate(adapters)}
+        self._like = next(iter(adapters[0].factors.values()))[0]
+        self._terms: dict[str, LoraTerm] = {}
+        for group in groups:
+            term = _pack(adapters, group, kernels)
+            if term is not None:
+                self._terms[group.names[0]] = term
 
     @property
-    def identities(self) -> frozenset[str]:
-        """The adapters that it holds."""
-        return frozenset(self._column)
+    def memory_bytes(self) -> int:
+        """Bytes of the layouts that the forwards have needed so far."""
+        return sum(term.layouts.memory_bytes for term in self._terms.values())
 
-    def plan(self, rows: Sequence[Mixture]) -> Plan:
-        """Return the plan for a forward whose row i is made of `rows[i]`."""
-        if not any(rows):
-            return {}
-        mixing = torch.zeros(len(rows), len(self._column))
-        for row, mixture in enumerate(rows):
+    def segment(
+        self, tokens: slice, rows: Sequence[tuple[int, Mixture]], *, decoding: bool
+    ) -> Segment:
+        """Return the segment of `rows`, each (number of tokens, mixture)."""
+        if len(self.column) == 1 and all(m and m[0][1] == 1 for _, m in rows):
+            return Segment(tokens, decoding, self._terms, {})
+        mixing = torch.zeros(len(rows), len(self.column))
+        for row, (_, mixture) in enumerate(rows):
             for identity, weight in mixture:
-                mixing[row, self._column[identity]] = weight
-        weights: dict[tuple[int, ...], Tensor] = {}
-        plan: dict[str, LoraTerm] = {}
-        for name, (a, b, owners) in self._packed.items():
-            if owners not in weights:
-                weights[owners] = mixing[:, None, list(owners)].to(a.device, a.dtype)
-            plan[name] = LoraTerm(a, b, weights[owners])
-        return plan
+                mixing[row, self.column[identity]] += weight
+        mixing = mixing.repeat_interleave(torch.tensor([count for count, _ in rows]), 0)
+        mixing = mixing.to(self._like.device, self._like.dtype)
+        owners = {term.owners for term in self._terms.values()}
+        weights = {item: mixing[:, list(item)] for item in owners}
+        return Segment(tokens, decoding, self._terms, weights)
+
+
+def _pack(adapters: Sequence[Adapter], group: Group, kernels: Kernels) -> LoraTerm | None:
+    """Lay the adapters' factors for one group under each other; None if no adapter has any."""
+    owners = tuple(
+        i
+        for i, adapter in enumerate(adapters)
+        for name in group.names
+        if name in adapter.factors
+        for _ in range(adapter.factors[name][0].shape[0])
+    )
+    if not owners:
+        return None
+    missing = -len(owners) % WHOLE
+
+    def factors() -> tuple[Tensor, Tensor]:
+        shrink: list[Tensor] = []
+        expand: list[Tensor] = []
+        for adapter in adapters:
+            first = 0
+            for name, width in zip(group.names, group.widths, strict=True):
+                if name in adapter.factors:
+                    a, b = adapter.factors[name]
+                    # Each layer of the group fills the rows of its own outputs.
+                    placed = b.new_zeros(sum(group.widths), b.shape[1])
+                    placed[first : first + width] = b
+                    shrink.append(a)
+                    expand.append(placed)
+                first += width
+        # Ranks of zeros up to a width that every kernel takes.
+        shrink.append(shrink[0].new_zeros(missing, shrink[0].shape[1]))
+        expand.append(expand[0].new_zeros(expand[0].shape[0], missing))
+        return torch.cat(shrink), torch.cat(expand, 1)
+
+    return LoraTerm(LoraLayouts(kernels, factors), owners + owners[-1:] * missing)
 
 
 class Packer:
-    """Keeps the last packing, and packs anew only when it does not fit what is asked."""
+    """Makes plans, and keeps the packings that they used last.
 
-    def __init__(self) -> None:
-        self._packing = Packing([])
+    Args:
+        groups: The base's groups of linears.
+        kernels: How weights are laid out on this machine, and what a product costs.
+    """
 
-    def plan(self, rows: Sequence[Mixture], adapters: AdaptersById) -> Plan:
-        """Return the plan for `rows`.
+    def __init__(self, groups: Sequence[Group], kernels: Kernels) -> None:
+        self._groups, self._kernels = groups, kernels
+        self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
+
+    def plan(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int = 0
+    ) -> Plan:
+        """Return the plan of a forward.
 
         Args:
-            rows: One mixture a row.
+            rows: Each (number of tokens, mixture), one after another.
             adapters: Every adapter that the rows name, by identity.
+            decoding: The first so many rows have one token each, which is decoded.
         """
-        needed = {identity for mixture in rows for identity, _ in mixture}
-        held = self._packing.identities
+        segments, first = [], 0
+        for decodes, phase in ((True, rows[:decoding]), (False, rows[decoding:])):
+            for part in self._parts(phase, adapters, self._kernels.rank_overhead[decodes]):
+                tokens = slice(first, first + sum(count for count, _ in part))
+                first = tokens.stop
+                identities = _identities(part)
+                if identities:
+                    packing = self._packing(identities, adapters)
+                    segments.append(packing.segment(tokens, part, decoding=decodes))
+        return Plan(decoding, tuple(segments))
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the packings that it keeps."""
+        return sum(packing.memory_bytes for packing in list(self._packings.values()))
+
+    def keep(self, identities: Container[str]) -> None:
+        """Drop the packings of adapters that are not among these any more."""
+        for key in list(self._packings):
+            if not all(identity in identities for identity in key):
+                del self._packings[key]
+
+    def _parts(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, overhead: float
+    ) -> Iterator[list[tuple[int, Mixture]]]:
+        """Cut the rows into segments where one more of them costs less than wasted arithmetic."""
+
+        def cost(tokens: int, identities: frozenset[str]) -> float:
+            rank = sum(adapters[identity].rank for identity in identities)
+            return tokens * rank + (overhead if identities else 0)
+
+        part: list[tuple[int, Mixture]] = []
+        tokens, held = 0, frozenset[str]()
+        for row in rows:
+            own = _identities([row])
+            apart = cost(tokens, held) + cost(row[0], own)
+            if part and cost(tokens + row[0], held | own) > apart:
+                yield part
+                part, tokens, held = [], 0, frozenset()
+            part.append(row)
+            tokens, held = tokens + row[0], held | own
+        if part:
+            yield part
+
+    def _packing(self, identities: frozenset[str], adapters: AdaptersById) -> Packing:
+        """Find a packing that holds these adapters and not many others, or make one."""
         # Adapters that just became idle may stay for a while: packing moves megabytes.
-        if not needed <= held or len(held) > 2 * max(1, len(needed)):
-            self._packing = Packing([adapters[identity] for identity in sorted(needed)])
-        return self._packing.plan(rows)
+        fits = [
+            key for key in self._packings if identities <= key and len(key) <= 2 * len(identities)
+        ]
+        key = min(fits, key=len, default=identities)
+        if key not in self._packings:
+            members = [adapters[identity] for identity in sorted(key)]
+            self._packings[key] = Packing(members, self._groups, self._kernels)
+        self._packings.move_to_end(key)
+        while len(self._packings) > MAX_PACKINGS:
+            self._packings.popitem(last=False)
+        return self._packings[key]
+
+
+def _identities(rows: Sequence[tuple[int, Mixture]]) -> frozenset[str]:
+    return frozenset(identity for _, mixture in rows for identity, _ in mixture)

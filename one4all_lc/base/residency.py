@@ -1,8 +1,13 @@
-"""Which adapters are in memory: loaded when first used, evicted least recently used."""
+"""Which adapters are in memory: loaded on a thread of their own, evicted least recently used."""
 
+import enum
 import hashlib
 import threading
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from one4all_lc.base.lora import Adapter
@@ -15,6 +20,25 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 1 << 30
 """Bytes of adapters that stay in memory while nobody uses them."""
 
+IN_USE = 2.5
+"""An adapter in use is in memory as it was loaded, and once more packed for the running batch,
+where layers of one input share products half of whose entries are zero."""
+
+
+class Readiness(enum.Enum):
+    """Whether a request's adapters can be used now."""
+
+    READY = "ready"
+    LOADING = "loading"
+    FULL = "full"
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why an adapter could not be loaded, told to the next who asks."""
+
+    error: Exception
+
 
 class Residency:
     """The adapters in memory, by identity.
@@ -23,85 +47,164 @@ class Residency:
         device: Where they are put.
         dtype: In which type.
         budget: Bytes; more than that is evicted, least recently used first, never what is in use.
+        on_loaded: Called from the loading thread whenever a load has ended, well or not.
     """
 
     def __init__(
-        self, device: "torch.device", dtype: "torch.dtype", budget: int = DEFAULT_BUDGET
+        self,
+        device: "torch.device",
+        dtype: "torch.dtype",
+        budget: int = DEFAULT_BUDGET,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self._device, self._dtype, self._budget = device, dtype, budget
-        self._lock = threading.Lock()
+        self.budget = budget
+        self._device, self._dtype, self._on_loaded = device, dtype, on_loaded
+        self._lock = threading.RLock()  # a garbage collection inside may call `_drop`
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._users: dict[str, int] = {}
+        self._loading: dict[str, int] = {}  # bytes
+        self._failed: dict[str, _Failure] = {}
+        self._loader = ThreadPoolExecutor(1, "one4all-adapters")
+        self.loads = 0
 
-    def acquire(self, expert: Expert) -> Adapter:
-        """Return an expert's adapter, loaded if it must be; it stays until `release`.
+    def acquire(self, experts: Sequence[Expert], *, load: bool = True) -> Readiness:
+        """Take a request's adapters if all are in memory; `release` gives them back.
+
+        Never waits: what is missing starts to load, if there is room beside what is in use.
+
+        Args:
+            experts: Those of one request.
+            load: False only looks.
+
+        Raises:
+            UnfitExpert: The weights on disk are no longer those that an expert was read with.
+        """
+        with self._lock:
+            for expert in experts:
+                failure = self._failed.pop(expert.identity, None)
+                if failure is not None:
+                    raise failure.error
+            missing = [item for item in experts if item.identity not in self._adapters]
+            if not missing:
+                for expert in experts:
+                    self._users[expert.identity] = self._users.get(expert.identity, 0) + 1
+                    self._adapters.move_to_end(expert.identity)
+                return Readiness.READY
+            wanted = [item for item in missing if item.identity not in self._loading]
+            if not wanted or not load:
+                return Readiness.LOADING
+            kept = {expert.identity for expert in experts}
+            if not self._has_room(wanted, kept):
+                return Readiness.FULL
+            for expert in wanted:
+                self._loading[expert.identity] = self._bytes(expert)
+                self._loader.submit(self._load_and_keep, expert)
+            self._evict(kept)
+            return Readiness.LOADING
+
+    def release(self, expert: Expert) -> None:
+        """Give back what one `acquire` took."""
+        with self._lock:
+            self._users[expert.identity] -= 1
+            if not self._users[expert.identity]:
+                del self._users[expert.identity]
+            self._evict(set())
+
+    def load(self, expert: Expert) -> Adapter:
+        """Load an adapter at once, for its caller alone.
 
         Raises:
             UnfitExpert: The weights on disk are no longer those that the expert was read with.
         """
-        identity = expert.identity
-        with self._lock:
-            self._users[identity] = self._users.get(identity, 0) + 1
-            adapter = self._adapters.get(identity)
-        if adapter is None:
-            try:  # without the lock: others go on, and two may load the same, of which one stays
-                loaded = self._load(expert)
-            except BaseException:
-                self.release(identity)
-                raise
-        with self._lock:
-            if adapter is None:
-                adapter = self._adapters.setdefault(identity, loaded)
-            self._adapters.move_to_end(identity)
-            self._evict()
-        return adapter
+        return _load(expert, self._device, self._dtype)
 
-    def release(self, identity: str) -> None:
-        """Give back what one `acquire` returned."""
-        with self._lock:
-            self._users[identity] -= 1
-            self._evict()
+    def close(self) -> None:
+        """Load no more."""
+        self._loader.shutdown(wait=True, cancel_futures=True)
 
     def __getitem__(self, identity: str) -> Adapter:
         """Return an adapter that somebody has acquired."""
         return self._adapters[identity]
 
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._adapters
+
     @property
     def memory_bytes(self) -> int:
-        """Bytes of all adapters in memory."""
-        return sum(adapter.memory_bytes for adapter in list(self._adapters.values()))
+        """Bytes of all adapters in memory, not packed."""
+        with self._lock:
+            return sum(adapter.memory_bytes for adapter in self._adapters.values())
 
     @property
     def identities(self) -> tuple[str, ...]:
         """The adapters in memory, least recently used first."""
-        return tuple(self._adapters)
+        with self._lock:
+            return tuple(self._adapters)
 
-    def _evict(self) -> None:
-        idle = [identity for identity in self._adapters if not self._users.get(identity)]
+    def _bytes(self, expert: Expert) -> int:
+        size = sum(f.rank * (f.in_features + f.out_features) for f in expert.factors.values())
+        return size * self._dtype.itemsize
+
+    def _has_room(self, wanted: Sequence[Expert], kept: set[str]) -> bool:
+        """Whether these fit beside what is in use; a lone request always does."""
+        used = {*self._users, *(kept & self._adapters.keys())}
+        held = sum(self._adapters[item].memory_bytes for item in used)
+        held += sum(self._loading.values())
+        if not held:
+            return True
+        return IN_USE * (held + sum(map(self._bytes, wanted))) <= self.budget
+
+    def _evict(self, kept: set[str]) -> None:
+        """Make the budget hold; what is loading counts already, what is in use counts packed."""
+        idle = [item for item in self._adapters if item not in self._users and item not in kept]
+        total = self.memory_bytes + sum(self._loading.values())
+        total += int((IN_USE - 1) * sum(self._adapters[i].memory_bytes for i in self._users))
         for identity in idle:
-            if self.memory_bytes <= self._budget:
+            if total <= self.budget:
                 return
-            del self._adapters[identity]
-            self._users.pop(identity, None)
+            total -= self._adapters.pop(identity).memory_bytes
 
-    def _load(self, expert: Expert) -> Adapter:
-        from safetensors.torch import load
+    def _load_and_keep(self, expert: Expert) -> None:
+        identity = expert.identity
+        try:
+            loaded = self.load(expert)
+        except Exception as error:
+            with self._lock:
+                self._failed[identity] = _Failure(error)
+                del self._loading[identity]
+        else:
+            with self._lock:
+                self._adapters[identity] = loaded
+                del self._loading[identity]
+                self.loads += 1
+                self._evict({identity})
+            # Once neither a library nor a request knows the expert, nobody can ask for it again.
+            weakref.finalize(expert, self._drop, identity).atexit = False
+        self._on_loaded()
 
-        content = expert.weights_file.read_bytes() if expert.weights_file.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != expert.card.weights_sha256:
-            msg = (
-                f"{expert.weights_file} changed after expert {expert.name!r} was read: replace the "
-                "expert in the library to use the new weights."
-            )
-            raise UnfitExpert(msg)
-        tensors = load(content)
-        factors = {}
-        for module, factor in expert.factors.items():
-            prefix = f"base_model.model.{module}.lora_"
-            a = tensors[f"{prefix}A.weight"].T.float()
-            b = tensors[f"{prefix}B.weight"].T.float() * factor.scale
-            factors[module] = (self._placed(a), self._placed(b))
-        return Adapter(expert.identity, factors)
+    def _drop(self, identity: str) -> None:
+        with self._lock:
+            if identity not in self._users:
+                self._adapters.pop(identity, None)
 
-    def _placed(self, tensor: "torch.Tensor") -> "torch.Tensor":
-        return tensor.to(self._device, self._dtype).contiguous()
+
+def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> Adapter:
+    from safetensors.torch import load
+
+    content = expert.weights_file.read_bytes() if expert.weights_file.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != expert.card.weights_sha256:
+        msg = (
+            f"{expert.weights_file} changed after expert {expert.name!r} was read: replace the "
+            "expert in the library to use the new weights."
+        )
+        raise UnfitExpert(msg)
+    tensors = load(content)
+    factors = {}
+    for module, factor in expert.factors.items():
+        prefix = f"base_model.model.{module}.lora_"
+        a, b = tensors[f"{prefix}A.weight"], tensors[f"{prefix}B.weight"]
+        factors[module] = (
+            a.to(device, dtype).contiguous(),
+            (b.float() * factor.scale).to(device, dtype).contiguous(),
+        )
+    return Adapter(expert.identity, factors)

@@ -8,42 +8,26 @@ transformers' own `Cache` interface.
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-BLOCK = 64
-"""Columns are read in whole blocks.
-
-The attention kernels sum over columns in vectors and treat a ragged end otherwise, so in bfloat16 a
-row's last bits would depend on how long its longest neighbour is. Over whole blocks the columns
-that a row does not see add exact zeros: it gets the same bits alone and in company.
-"""
+from one4all_lc.engine.attention import TILE
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """Where one forward writes and how far it reads.
+class Columns:
+    """Copied columns of a slot.
 
     Attributes:
-        first: The first slot.
-        positions: Column of every token, shape (rows, length).
-        longest: Columns that the longest row fills, this forward's tokens included.
+        layers: For each layer keys and values, each of shape (heads, columns, size).
     """
 
-    first: int
-    positions: Tensor
-    longest: int
+    layers: tuple[tuple[Tensor, Tensor], ...]
 
     @property
-    def slots(self) -> slice:
-        """The slots of its rows."""
-        return slice(self.first, self.first + self.positions.shape[0])
-
-    @property
-    def end(self) -> int:
-        """Columns to read."""
-        return -(-self.longest // BLOCK) * BLOCK
+    def memory_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(keys.nbytes + values.nbytes for keys, values in self.layers)
 
 
 class SlotCache(Cache):  # type: ignore[misc]
@@ -58,15 +42,15 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def reserve(self, slots: int, columns: int) -> None:
         """Make room at the next forward; what lies beyond both may be dropped then."""
-        columns = -(-columns // BLOCK) * BLOCK
+        columns = -(-columns // TILE) * TILE
         slots = 1 << max(0, slots - 1).bit_length()  # rows that join one by one move it seldom
         for layer in self.layers:
             layer.room = (slots, columns)
 
-    def aim(self, window: Window) -> None:
-        """Set where the next forward writes and how far it reads."""
+    def aim(self, slots: Tensor, positions: Tensor) -> None:
+        """Set where the next forward writes: slot and column of every token, shape (tokens,)."""
         for layer in self.layers:
-            layer.window = window
+            layer.target = (slots, positions)
 
     def clear(self, slot: int) -> None:
         """Forget a slot: a masked NaN of one request would still poison the next one's sums."""
@@ -75,42 +59,59 @@ class SlotCache(Cache):  # type: ignore[misc]
                 layer.keys[slot] = 0
                 layer.values[slot] = 0
 
+    def read(self, slot: int, columns: slice) -> Columns:
+        """Copy some columns of a slot."""
+        layers = tuple(
+            (layer.keys[slot, :, columns].clone(), layer.values[slot, :, columns].clone())
+            for layer in self.layers
+        )
+        return Columns(layers)
+
+    def write(self, slot: int, columns: slice, copied: Columns) -> None:
+        """Put copied columns into a slot."""
+        for layer, (keys, values) in zip(self.layers, copied.layers, strict=True):
+            layer.make_room()
+            layer.keys[slot, :, columns] = keys
+            layer.values[slot, :, columns] = values
+
 
 class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer: keys and values of shape (slots, heads, columns, width)."""
+    """One layer: keys and values of shape (slots, heads, columns, size)."""
 
-    window: Window
+    target: tuple[Tensor, Tensor]
     room: tuple[int, int] = (0, 0)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Start without slots; `update` makes the room that was reserved."""
+        """Start without slots; `make_room` makes those that were reserved."""
         self.keys = key_states.new_zeros((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_zeros((0, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
 
+    def make_room(self) -> None:
+        """Grow to what was reserved."""
+        if self.keys.shape[0] < self.room[0] or self.keys.shape[2] < self.room[1]:
+            self.keys, self.values = (_moved(item, *self.room) for item in (self.keys, self.values))
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (rows, heads, length, width) and return all columns that the rows may attend to."""
+        """Write (1, heads, tokens, size) into the slots and return all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        window = self.window
-        if self.keys.shape[0] < self.room[0] or self.keys.shape[2] < self.room[1]:
-            self.keys, self.values = (_moved(item, *self.room) for item in (self.keys, self.values))
-        rows = torch.arange(window.positions.shape[0], device=key_states.device)[:, None]
-        keys, values = self.keys[window.slots], self.values[window.slots]
-        # Indices around a slice: the indexed axes come first, (rows, length, heads, width).
-        keys[rows, :, window.positions] = key_states.transpose(1, 2)
-        values[rows, :, window.positions] = value_states.transpose(1, 2)
-        return keys[:, :, : window.end], values[:, :, : window.end]
+        self.make_room()
+        slots, positions = self.target
+        # Indices around a slice: the indexed axes come first, (tokens, heads, size).
+        self.keys[slots, :, positions] = key_states[0].transpose(0, 1)
+        self.values[slots, :, positions] = value_states[0].transpose(0, 1)
+        return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what is read; masks are made by `decoding`, so nobody asks twice."""
-        return self.window.end, 0
+        """Length and offset of what is read; masks are `attention`'s, so nobody uses them."""
+        return query_length, 0
 
     def get_seq_length(self) -> int:
-        """Columns before this forward's, of the longest row."""
-        return int(self.window.longest - self.window.positions.shape[1])
+        """Columns before this forward's: positions are given, so nobody uses it."""
+        return 0
 
     def get_max_length(self) -> int:
         """No bound: slots grow."""
@@ -119,9 +120,9 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 def _moved(store: Tensor, slots: int, columns: int) -> Tensor:
     """Return a store of another shape with what both have in common."""
-    _, heads, _, width = store.shape
+    _, heads, _, size = store.shape
     # Zeros, not whatever memory held: see `SlotCache.clear`.
-    moved = store.new_zeros((slots, heads, columns, width))
+    moved = store.new_zeros((slots, heads, columns, size))
     common = store[:slots, :, :columns]
     moved[: common.shape[0], :, : common.shape[2]] = common
     return moved

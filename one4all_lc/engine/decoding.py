@@ -1,14 +1,17 @@
 """The forward: rows of tokens in, logits out, each row with its own mixture of adapters."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.lora import AdaptersById, Mixture, Packer, attach
-from one4all_lc.engine.cache import SlotCache, Window
+from one4all_lc.base.lora import AdaptersById, Mixture, Packer
+from one4all_lc.engine import attention
+from one4all_lc.engine.attention import Span, Spans
+from one4all_lc.engine.cache import SlotCache
 from one4all_lc.errors import ModelNotFound
 
 
@@ -18,113 +21,151 @@ class RowInput:
 
     Attributes:
         slot: Its slot in the cache.
-        tokens: Its next tokens, as many as every row of the forward has.
+        tokens: Its next tokens: one while it decodes, a chunk while it reads its prompt.
         start: The position of the first of them.
         mixture: The adapters that it is computed with.
+        decodes: Whether its token was chosen, not asked.
     """
 
     slot: int
     tokens: Sequence[int]
     start: int
     mixture: Mixture
+    decodes: bool
 
 
 class Decoder:
-    """Owns the base's forward, its LoRA layers and the key/value cache; one thread uses it.
+    """Owns the base's forward, its linears and the key/value cache; one thread uses it.
 
     Args:
-        base: The shared base; LoRA layers are put into it.
+        base: The shared base; its layers are replaced.
+
+    Raises:
+        ModelNotFound: The base attends in a way that is not computed here.
     """
 
     def __init__(self, base: SharedBase) -> None:
+        _check_attention(base)
+        attention.install(base.model)
+        linears = Linears.of(base)
         self._base = base
-        self._cell = attach(base.model, list(base.facts.linears))
-        self._packer = Packer()
+        self._cell = linears.cell
+        self._packer = Packer(linears.groups, linears.kernels)
         config = base.model.config.get_text_config()
-        self._cache = SlotCache(config.num_hidden_layers)
-        self._windows = _attention_windows(config)
+        self.cache = SlotCache(config.num_hidden_layers)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[RowInput], adapters: AdaptersById) -> Tensor:
         """Run the rows' tokens through the model and keep their keys and values.
 
-        Free slots between the rows are computed too, and nobody reads what they give: a slice of
-        the cache costs less than a copy of it.
+        The tokens of all rows lie one after another: first those of rows that decode, then the
+        chunks of prompts, neighbours with one mixture.
 
         Args:
-            rows: By ascending slot, with equally many tokens each.
+            rows: In any order, each slot once.
             adapters: Every adapter that the rows name, by identity.
 
         Returns:
-            Logits of every row's last token, shape (rows, vocabulary).
+            Logits of every row's last token, shape (rows, vocabulary), in the order of `rows`.
         """
-        first, length = rows[0].slot, len(rows[0].tokens)
-        by_slot = {row.slot: row for row in rows}
-        idle = RowInput(-1, [0] * length, 0, ())
-        filled = [by_slot.get(slot, idle) for slot in range(first, rows[-1].slot + 1)]
+        order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
+        placed = [rows[i] for i in order]
         device = self._base.device
-        tokens = torch.tensor([list(row.tokens) for row in filled], device=device)
-        starts = torch.tensor([row.start for row in filled], device=device)
-        positions = starts[:, None] + torch.arange(length, device=device)
-        window = Window(first, positions, max(row.start for row in rows) + length)
-        self._cache.aim(window)
-        plan = self._packer.plan([row.mixture for row in filled], adapters)
+        tokens = torch.tensor([[token for row in placed for token in row.tokens]], device=device)
+        positions = torch.cat(
+            [torch.arange(row.start, row.start + len(row.tokens)) for row in placed]
+        ).to(device)
+        counts = torch.tensor([len(row.tokens) for row in placed])
+        slots = torch.tensor([row.slot for row in placed]).repeat_interleave(counts).to(device)
+        self.cache.aim(slots, positions)
+        decoding = sum(row.decodes for row in rows)
+        mixtures = [(len(row.tokens), row.mixture) for row in placed]
+        plan = self._packer.plan(mixtures, adapters, decoding)
+        last = torch.empty(len(rows), dtype=torch.long)
+        last[torch.tensor(order)] = counts.cumsum(0) - 1
         with self._cell.using(plan):
             output = self._base.model(
                 input_ids=tokens,
-                position_ids=positions,
-                attention_mask=self._masks(window),
-                past_key_values=self._cache,
+                position_ids=positions[None],
+                attention_mask=_NO_MASK,
+                past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=last.to(device),
+                spans=_spans(placed, decoding, positions),
             )
-        wanted = [row.slot - first for row in rows]
-        logits: Tensor = output.logits[:, -1]
-        return logits if len(wanted) == len(filled) else logits[wanted]
+        logits: Tensor = output.logits[0]
+        return logits
 
-    def reserve(self, slots: int, columns: int) -> None:
-        """Make room in the cache for so many rows of so many tokens."""
-        self._cache.reserve(slots, columns)
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of packed adapters."""
+        return self._packer.memory_bytes
+
+    def drop_all_but(self, adapters: Container[str]) -> None:
+        """Forget packed adapters that are not in memory any more."""
+        self._packer.keep(adapters)
 
     @torch.inference_mode()
     def forget(self, slot: int) -> None:
         """Clear what a failed row may have left in its slot."""
-        self._cache.clear(slot)
-
-    def _masks(self, window: Window) -> Tensor | dict[str, Tensor]:
-        """One mask, or one for each kind of attention layer where a model mixes them."""
-        masks = {kind: self._mask(window, width) for kind, width in self._windows.items()}
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
-    def _mask(self, window: Window, width: int | None) -> Tensor:
-        """What is added to the attention scores, shape (rows, 1, length, end)."""
-        columns = torch.arange(window.end, device=window.positions.device)
-        positions = window.positions[:, :, None]
-        visible = columns <= positions
-        if width is not None:
-            visible &= columns > positions - width
-        lowest = torch.finfo(self._base.dtype).min
-        mask = torch.zeros(visible.shape, dtype=self._base.dtype, device=visible.device)
-        return mask.masked_fill_(~visible, lowest)[:, None]
+        self.cache.clear(slot)
 
 
-def _attention_windows(config: object) -> dict[str, int | None]:
-    """Kinds of attention layer to how far back they see; None sees everything.
+# Masks are made by `attention`; a mask of four axes is what models pass on as it is.
+_NO_MASK = torch.zeros(1, 1, 1, 1)
 
-    Models that mix kinds take a mask for each (Gemma3, Qwen3); the others take one (Mistral).
 
-    Raises:
-        ModelNotFound: A layer sees in a way that no mask here describes.
-    """
-    width = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if not kinds:
-        kinds = {"sliding_attention"} if width else {"full_attention"}
-    unknown = sorted(kinds - {"full_attention", "sliding_attention"})
+def _place(row: RowInput) -> tuple[bool, Mixture, int]:
+    return not row.decodes, row.mixture, row.slot
+
+
+def _spans(rows: Sequence[RowInput], decoding: int, positions: Tensor) -> Spans:
+    """Cut the tokens of placed rows, those that decode first, into what attends together."""
+    # Neighbours in the cache attend together, neighbours in the forward share adapters.
+    order = sorted(range(decoding), key=lambda i: rows[i].slot)
+    moved = order != list(range(decoding))
+    if moved:
+        order += range(decoding, positions.shape[0])
+        positions = positions[torch.tensor(order, device=positions.device)]
+    slots = [rows[i].slot for i in order[:decoding]]
+    runs = attention.decoding_spans(slots, [rows[i].start for i in order[:decoding]])
+    spans = [
+        Span(
+            slice(first, after),
+            slice(slots[first], slots[first] + after - first),
+            end,
+            positions[first:after, None],
+        )
+        for first, after, end in runs
+    ]
+    offset = decoding
+    for row in rows[decoding:]:
+        for first, after, end in attention.reading_spans(row.start, len(row.tokens)):
+            tokens = slice(offset, offset + after - first)
+            spans.append(Span(tokens, slice(row.slot, row.slot + 1), end, positions[None, tokens]))
+            offset = tokens.stop
+    return Spans(spans, torch.tensor(order, device=positions.device) if moved else None)
+
+
+def _check_attention(base: SharedBase) -> None:
+    """Refuse a base whose attention does not go through transformers' interface, or does more."""
+    model, config = base.model, base.model.config.get_text_config()
+    what = ""
+    if not getattr(model, "_supports_attention_backend", False):
+        what = "has attention of its own, outside transformers' attention interface"
+    elif getattr(config, "attn_logit_softcapping", None):
+        what = "caps its attention scores"
+    elif config._attn_implementation == "eager":
+        what = "attends in a way that only transformers' eager code computes"
+    unknown = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if unknown:
+        what = f"has layers of the kind {sorted(unknown)[0]!r}"
+    if what:
         msg = (
-            f"The base has layers of the kind {unknown[0]!r}: a base attends fully or within a "
-            "sliding window."
+            f"{base.facts.id} {what}: choose a base that attends fully or within a sliding window, "
+            "such as Llama, Mistral, Qwen3, Gemma3 or Phi."
         )
         raise ModelNotFound(msg)
-    return {kind: width if kind == "sliding_attention" else None for kind in sorted(kinds)}

@@ -1,29 +1,34 @@
 """One thread owns the base and runs everybody's requests together: schedule, run, emit."""
 
 import atexit
-import contextlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
+import torch
 from torch import Tensor
 
+from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.lora import Mixture
 from one4all_lc.base.residency import DEFAULT_BUDGET, Residency
+from one4all_lc.engine.attention import TILE
+from one4all_lc.engine.cache import Columns
 from one4all_lc.engine.decoding import Decoder, RowInput
 from one4all_lc.engine.handle import Handle
+from one4all_lc.engine.prefix import PrefixCache
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
-from one4all_lc.engine.sampler import Sampler
+from one4all_lc.engine.sampler import Sampler, likeliest
 from one4all_lc.engine.scheduler import Job, Scheduler
+from one4all_lc.engine.stats import EngineStats, Meter
 from one4all_lc.engine.text import TextStream
-from one4all_lc.errors import EngineClosed, InvalidInput
+from one4all_lc.errors import DeadlineExceeded, EngineClosed, InvalidInput
 
 _log = logging.getLogger(__name__)
 
-PREFILL_CHUNK = 512
-"""Prompt tokens between two steps of those who decode."""
+PREFILL_TOKENS = 4 * TILE
+"""Tokens of prompts in one step, so that those who decode wait for no more; whole tiles."""
 
 MAX_CACHED_TOKENS = 1 << 16
 """Rows times the longest of them; the key/value cache holds at most twice as many."""
@@ -34,16 +39,19 @@ _CLOSED_EARLY = "The engine was closed before the answer was whole."
 class Engine:
     """Runs requests on one base, many adapters in one batch.
 
-    `submit` may be called from any thread and returns at once. A base has one engine:
-    `Engine.of(base)` finds or makes it.
+    `submit` may be called from any thread. A base has one engine: `Engine.of(base)` finds or makes
+    it.
 
     Args:
         base: The shared base.
         max_rows: Requests that run at once; others wait.
-        adapter_bytes: Adapters that nobody uses stay in memory up to this many bytes.
+        max_waiting: Requests that wait; `submit` of one more waits itself, or is refused.
+        adapter_bytes: Adapters, packed ones included, are kept in memory up to this many bytes.
+        prefix_bytes: Beginnings of prompts are kept up to this many bytes; 0 keeps none.
 
     Raises:
         InvalidInput: The base has an engine already.
+        ModelNotFound: The base attends in a way that is not computed here.
 
     Example:
         engine = Engine.of(SharedBase.load())
@@ -55,20 +63,29 @@ class Engine:
     _making: ClassVar[threading.RLock] = threading.RLock()
 
     def __init__(
-        self, base: SharedBase, *, max_rows: int = 32, adapter_bytes: int = DEFAULT_BUDGET
+        self,
+        base: SharedBase,
+        *,
+        max_rows: int = 32,
+        max_waiting: int = 1024,
+        adapter_bytes: int = DEFAULT_BUDGET,
+        prefix_bytes: int = 1 << 28,
     ) -> None:
-        if max_rows < 1:
-            msg = f"max_rows is {max_rows}: an engine runs at least one request at a time."
-            raise InvalidInput(msg)
+        for name, value in {"max_rows": max_rows, "max_waiting": max_waiting}.items():
+            if value < 1:
+                msg = f"{name} is {value}: an engine takes at least one request at a time."
+                raise InvalidInput(msg)
         with Engine._making:
             if (other := Engine._of.get(base)) is not None and not other.closed:
                 msg = f"{base.facts.id!r} has an engine: use Engine.of(base), or close that one."
                 raise InvalidInput(msg)
             self.base = base
             self.max_rows = max_rows
-            self.residency = Residency(base.device, base.dtype, adapter_bytes)
+            self.residency = Residency(base.device, base.dtype, adapter_bytes, self._stir)
             self._decoder = Decoder(base)
-            self._scheduler = Scheduler(max_rows, MAX_CACHED_TOKENS)
+            self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
+            self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
+            self._meter = Meter()
             self._end_tokens = base.end_tokens
             self._thread = threading.Thread(target=self._run, name="one4all-engine", daemon=True)
             self._thread.start()
@@ -89,38 +106,66 @@ class Engine:
         """Whether it takes no more requests; so it is in a forked process, without its thread."""
         return self._scheduler.closed or not self._thread.is_alive()
 
-    def submit(self, request: Request) -> Handle:
-        """Queue a request and return its handle at once.
+    def submit(self, request: Request, *, patience: float | None = None) -> Handle:
+        """Queue a request and return its handle, at once unless the queue is full.
+
+        Args:
+            request: What is asked.
+            patience: Seconds to wait while the queue is full; 0 does not wait, None as long as
+                it takes.
 
         Raises:
             InvalidInput: The prompt is empty or leaves no room for an answer.
-            UnfitExpert: An expert's weights are no longer those that it was read with.
+            EngineBusy: The queue stayed full.
             EngineClosed: The engine was closed.
         """
         max_tokens = min(request.sampling.max_tokens, self._room(request))
         job = Job(request, Handle(), time.monotonic(), max_tokens)
-        job.sampler = Sampler(request.sampling, self.base.device)
+        job.sampler = Sampler(request.sampling, self.base.device, self._end_tokens)
         job.text = TextStream(self.base.tokenizer, request.sampling.stop)
-        with contextlib.ExitStack() as undo:
-            for expert, _ in request.experts:
-                self.residency.acquire(expert)
-                undo.callback(self.residency.release, expert.identity)
-            if self.closed or not self._scheduler.add(job):
-                msg = "The engine is closed: Engine.of(base) makes a new one."
-                raise EngineClosed(msg)
-            undo.pop_all()  # from here on `_end` releases them
+        if self.closed:
+            raise EngineClosed(_CLOSED)
+        self._scheduler.add(job, patience)
         return job.handle
 
-    def close(self) -> None:
-        """Stop; requests that wait or run end with EngineClosed."""
-        for job in self._scheduler.close():
+    def close(self, *, drain: bool = False) -> None:
+        """Stop.
+
+        Args:
+            drain: True lets those that wait or run end first; else they end with EngineClosed.
+        """
+        for job in self._scheduler.close(drain=drain):
             self._end(job, EngineClosed(_CLOSED_EARLY))
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        self.residency.close()
         atexit.unregister(self.close)
         with Engine._making:
             if Engine._of.get(self.base) is self:
                 del Engine._of[self.base]
+
+    def stats(self) -> EngineStats:
+        """Return what it does at this moment and has done so far."""
+        meter, residency, prefixes = self._meter, self.residency, self._prefixes
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=self._scheduler.waiting,
+            tokens_per_second=meter.tokens_per_second,
+            first_token_seconds=meter.first_token_seconds,
+            tokens=meter.tokens,
+            steps=meter.steps,
+            ended=dict(meter.ended),
+            adapters=len(residency.identities),
+            adapter_bytes=residency.memory_bytes,
+            packed_bytes=self._decoder.packed_bytes,
+            adapter_budget=residency.budget,
+            adapter_loads=residency.loads,
+            prefix_bytes=prefixes.memory_bytes,
+            prefix_budget=prefixes.budget,
+            prompt_tokens=prefixes.asked_tokens,
+            cached_tokens=prefixes.hit_tokens,
+            kernels=str(Linears.of(self.base).kernels),
+        )
 
     def _room(self, request: Request) -> int:
         """Return how many tokens an answer may have; refuse a prompt that leaves none."""
@@ -136,11 +181,15 @@ class Engine:
             raise InvalidInput(msg)
         return room - length
 
+    def _stir(self) -> None:
+        self._scheduler.stir()
+
     def _run(self) -> None:
         try:
             while self._scheduler.wait():
                 try:
-                    self._step()
+                    with torch.inference_mode():
+                        self._step()
                 except Exception as error:  # a fault of the engine's own: nobody may wait for ever
                     _log.exception("the engine's step failed")
                     for job in self._scheduler.running:
@@ -152,38 +201,60 @@ class Engine:
                 self._leave(job, EngineClosed(_CLOSED_EARLY))
 
     def _step(self) -> None:
-        """Admit, read a chunk of one prompt, give everyone who is past the prompt a token."""
-        for job in self._scheduler.withdraw_cancelled():
-            self._end(job, "cancelled")
-        if self._scheduler.admit():
-            self._decoder.reserve(*self._scheduler.room)
+        """Let go, admit, and run everybody's next tokens in one forward."""
+        self._let_go()
+        newcomers, refused = self._scheduler.admit()
+        for job, error in refused:
+            self._end(job, error)
+        if newcomers:
+            self._decoder.cache.reserve(*self._scheduler.room)
+        jobs, rows = self._next_rows()
+        if rows:
+            self._forward(jobs, rows)
+        self._decoder.drop_all_but(self.residency)
+
+    def _let_go(self) -> None:
+        """End those that were cancelled or came to their deadline."""
+        now = time.monotonic()
+        for job in self._scheduler.withdraw(now):
+            self._end(job, _why(job))
         for job in self._scheduler.running:
-            if job.handle.cancelled:
-                self._leave(job, "cancelled")
-        reading = [item for item in self._scheduler.running if not item.tokens]
-        if reading:
-            self._prefill(min(reading, key=lambda item: item.submitted))
-        if any(item.tokens for item in self._scheduler.running):
-            self._decode(self._scheduler.running)
+            if job.handle.cancelled or job.late(now):
+                self._leave(job, _why(job))
 
-    def _prefill(self, job: Job) -> None:
-        """Read the next chunk of one prompt; the last one gives the first token."""
-        prompt, start = job.request.prompt, job.prefilled
-        chunk = prompt[start : start + PREFILL_CHUNK]
-        row = RowInput(job.slot, chunk, start, _mixture(job.request))
-        try:
-            logits = self._decoder.forward([row], self.residency)
-        except Exception as error:  # whatever it is, it is this request's
-            self._leave(job, error)
-            return
-        job.prefilled += len(chunk)
-        if job.prefilled == len(prompt):
-            job.first_token = time.monotonic()
-            self._emit(job, logits[0])
+    def _next_rows(self) -> tuple[list[Job], list[RowInput]]:
+        """Everybody's next tokens: one where an answer has begun, else a chunk of the prompt.
 
-    def _decode(self, jobs: list[Job]) -> None:
-        """Give every job its next token. If that fails, find out whose fault it is."""
-        rows = [_next_row(job) for job in jobs]
+        Prompts are read in order of arrival, `PREFILL_TOKENS` in all, cut between tiles.
+        """
+        jobs, rows, left = [], [], PREFILL_TOKENS
+        for job in sorted(self._scheduler.running, key=lambda job: job.arrival):
+            request, tokens = job.request, job.tokens
+            if tokens:
+                start, chunk = len(request.prompt) + len(tokens) - 1, tuple(tokens[-1:])
+            else:
+                if left < TILE:
+                    continue
+                if not job.prefilled:
+                    self._reuse_prefix(job)
+                start = job.prefilled
+                chunk = request.prompt[start : start + left]
+                if start + len(chunk) < len(request.prompt):
+                    chunk = chunk[: len(chunk) // TILE * TILE]
+                left -= len(chunk)
+            jobs.append(job)
+            rows.append(RowInput(job.slot, chunk, start, request.mixture, bool(tokens)))
+        return jobs, rows
+
+    def _reuse_prefix(self, job: Job) -> None:
+        """Put what is known of a prompt's beginning into its slot."""
+        blocks = self._prefixes.find(job.request.mixture, job.request.prompt)
+        for i, block in enumerate(blocks):
+            self._decoder.cache.write(job.slot, slice(i * TILE, (i + 1) * TILE), block)
+        job.prefilled = job.cached = len(blocks) * TILE
+
+    def _forward(self, jobs: Sequence[Job], rows: Sequence[RowInput]) -> None:
+        """Run the rows. If that fails, find out whose fault it is."""
         try:
             logits = self._decoder.forward(rows, self.residency)
         except Exception as error:
@@ -191,34 +262,58 @@ class Engine:
                 self._leave(jobs[0], error)
                 return
             _log.warning("a batch of %d rows failed (%s): running them alone", len(rows), error)
-            for job in jobs:
-                if job.tokens:
-                    self._decode([job])
+            for job, row in zip(jobs, rows, strict=True):
+                self._forward([job], [row])
             return
-        for job, row_logits in zip(jobs, logits, strict=True):
-            if job.tokens:
-                self._emit(job, row_logits)
+        self._emit(jobs, rows, logits)
 
-    def _emit(self, job: Job, logits: Tensor) -> None:
+    def _emit(self, jobs: Sequence[Job], rows: Sequence[RowInput], logits: Tensor) -> None:
+        """Give everybody who is past the prompt a token."""
+        chosen = likeliest(logits, [job.sampler for job in jobs], [len(j.tokens) for j in jobs])
+        given = 0
+        for i, (job, row) in enumerate(zip(jobs, rows, strict=True)):
+            job.prefilled = max(job.prefilled, row.start + len(row.tokens))
+            if job.prefilled >= len(job.request.prompt):
+                given += 1
+                self._give(job, chosen[i], logits[i])
+        self._meter.step(given)
+
+    def _give(self, job: Job, likeliest_token: int | None, logits: Tensor) -> None:
         """Choose a token, hand over the text that it makes certain, end if it was the last."""
         prompt, tokens = job.request.prompt, job.tokens
         try:
-            token = job.sampler.choose(logits, prompt, tokens)
+            token = likeliest_token
+            if token is None:
+                token = job.sampler.choose(logits, prompt, tokens)
             tokens.append(token)
-            ended = token in self._end_tokens
+            ended = token in self._end_tokens and len(tokens) > job.request.sampling.min_tokens
             text = "" if ended else job.text.push(token)
         except Exception as error:
             self._leave(job, error)
             return
+        if len(tokens) == 1:
+            self._first_token(job)
         job.handle.put(Piece(text, (token,)))
         if ended or job.text.stopped:
             self._leave(job, "stop")
         elif len(tokens) >= job.max_tokens:
             self._leave(job, "length")
 
+    def _first_token(self, job: Job) -> None:
+        """Note the time, and keep the prompt: now it is known that its numbers are sound."""
+        job.first_token = time.monotonic()
+        self._meter.first_token(job.first_token - job.submitted)
+        self._prefixes.store(
+            job.request.mixture,
+            job.request.prompt,
+            lambda columns: self._decoder.cache.read(job.slot, columns),
+        )
+
     def _leave(self, job: Job, how: FinishReason | Exception) -> None:
         """Free the slot of a running job and end it."""
         self._scheduler.release(job)
+        for expert, _ in job.request.experts:
+            self.residency.release(expert)
         if isinstance(how, Exception):
             try:
                 self._decoder.forget(job.slot)
@@ -227,8 +322,6 @@ class Engine:
         self._end(job, how)
 
     def _end(self, job: Job, how: FinishReason | Exception) -> None:
-        for expert, _ in job.request.experts:
-            self.residency.release(expert.identity)
         try:
             if isinstance(how, Exception):
                 raise how
@@ -236,8 +329,23 @@ class Engine:
             if rest:
                 job.handle.put(Piece(rest, ()))
             job.handle.finish(_completion(job, how))
+            self._meter.end(how)
         except Exception as error:
             job.handle.fail(error)
+            self._meter.end("deadline" if isinstance(error, DeadlineExceeded) else "error")
+
+
+_CLOSED = "The engine is closed: Engine.of(base) makes a new one."
+
+
+def _why(job: Job) -> FinishReason | Exception:
+    """Why a job that is not done has to go."""
+    if job.handle.cancelled:
+        return "cancelled"
+    return DeadlineExceeded(
+        f"The answer was not whole within {job.request.timeout} seconds ({len(job.tokens)} tokens "
+        "were): ask for fewer tokens, or give it more time."
+    )
 
 
 def _completion(job: Job, how: FinishReason) -> Completion:
@@ -247,23 +355,7 @@ def _completion(job: Job, how: FinishReason) -> Completion:
         tokens=tuple(job.tokens),
         finish_reason=how,
         prompt_tokens=len(job.request.prompt),
+        cached_tokens=job.cached,
         first_token_seconds=(job.first_token or now) - job.submitted,
         seconds=now - job.submitted,
     )
-
-
-def _next_row(job: Job) -> RowInput:
-    """The row of a job in a step of one token each.
-
-    One that still reads its prompt is carried along between its neighbours: it writes where its
-    next chunk will write again, and its logits are dropped.
-    """
-    request, tokens = job.request, job.tokens
-    if not tokens:
-        return RowInput(job.slot, (0,), job.prefilled, ())
-    start = len(request.prompt) + len(tokens) - 1
-    return RowInput(job.slot, tokens[-1:], start, _mixture(request))
-
-
-def _mixture(request: Request) -> Mixture:
-    return tuple((expert.identity, weight) for expert, weight in request.experts)

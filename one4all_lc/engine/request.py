@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert
 from one4all_lc.sampling import Sampling
 
@@ -17,11 +18,27 @@ class Request:
         prompt: Token ids, the chat template applied.
         experts: Which adapters answer, with weights; empty for the base alone.
         sampling: How tokens are chosen.
+        timeout: Seconds from submission within which the answer must be whole; None sets no limit.
+
+    Raises:
+        InvalidInput: The timeout is not a number above 0.
     """
 
     prompt: tuple[int, ...]
     experts: tuple[tuple[Expert, float], ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        timeout = self.timeout
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            msg = f"timeout is {timeout!r}: it must be a number of seconds above 0, or None."
+            raise InvalidInput(msg)
+
+    @property
+    def mixture(self) -> tuple[tuple[str, float], ...]:
+        """The adapters by identity, with weights."""
+        return tuple((expert.identity, weight) for expert, weight in self.experts)
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,7 @@ class Completion:
         tokens: Every token id chosen, the end token and those of the stop text included.
         finish_reason: `stop` (end token or stop text), `length`, or `cancelled`.
         prompt_tokens: Length of the prompt.
+        cached_tokens: How many of them were not computed again.
         first_token_seconds: From submission to the first token.
         seconds: From submission to the end.
     """
@@ -54,5 +72,6 @@ class Completion:
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int
     first_token_seconds: float
     seconds: float

@@ -1,4 +1,4 @@
-"""Choosing the next token of one row, by transformers' own processors."""
+"""Choosing the next tokens, by transformers' own processors."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,14 @@ class Sampler:
     Args:
         sampling: The request's settings.
         device: Where the logits are.
+        end_tokens: The tokens that end an answer.
     """
 
-    def __init__(self, sampling: Sampling, device: torch.device) -> None:
+    def __init__(
+        self, sampling: Sampling, device: torch.device, end_tokens: frozenset[int] = frozenset()
+    ) -> None:
         self._draws = sampling.temperature > 0
+        self._min_tokens, self._end_tokens = sampling.min_tokens, sorted(end_tokens)
         self._generator: torch.Generator | None = None
         if sampling.seed is not None:
             self._generator = torch.Generator(device).manual_seed(sampling.seed)
@@ -51,12 +55,50 @@ class Sampler:
         """
         scores = logits[None].float()
         if not bool(torch.isfinite(scores.max())):
-            msg = "The model's logits are not finite: its weights or an adapter's are broken."
-            raise FloatingPointError(msg)
+            raise FloatingPointError(_NOT_FINITE)
         if self._processors:
             seen = torch.tensor([[*prompt, *tokens]], device=scores.device)
             scores = self._processors(seen, scores)
+        forbidden = self.forbidden(len(tokens))
+        if forbidden:
+            scores[:, forbidden] = -torch.inf
         if not self._draws:
             return int(scores.argmax())
         probabilities = torch.softmax(scores, -1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
+
+    @property
+    def likeliest_only(self) -> bool:
+        """Whether the next token is always the likeliest that may come."""
+        return not self._draws and not self._processors
+
+    def forbidden(self, count: int) -> list[int]:
+        """Tokens that may not come after `count` others."""
+        return self._end_tokens if count < self._min_tokens else []
+
+
+def likeliest(
+    logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int]
+) -> list[int | None]:
+    """Return the next tokens of all rows that take the likeliest, at once; None for the others.
+
+    Args:
+        logits: Shape (rows, vocabulary); forbidden tokens are overwritten.
+        samplers: One a row.
+        counts: How many tokens each row has chosen.
+    """
+    rows = [i for i, sampler in enumerate(samplers) if sampler.likeliest_only]
+    if not rows:
+        return [None] * len(samplers)
+    for i in rows:
+        forbidden = samplers[i].forbidden(counts[i])
+        if forbidden:
+            logits[i, forbidden] = -torch.inf
+    values, tokens = logits.float().max(-1)
+    finite = torch.isfinite(values).tolist()
+    # What is not finite is left to `choose`, which says so.
+    likely = [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]
+    return [likely[i] if samplers[i].likeliest_only else None for i in range(len(samplers))]
+
+
+_NOT_FINITE = "The model's logits are not finite: its weights or an adapter's are broken."

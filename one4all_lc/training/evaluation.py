@@ -6,8 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import Quantization, SharedBase
-from one4all_lc.base.lora import Adapter, Mixture, Packer, attach
+from one4all_lc.base.lora import Adapter, Mixture, Packer
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
@@ -133,16 +134,9 @@ def _perplexities(
     """Return the perplexity of the answers' tokens for base and expert, and how many there are."""
     by_length = sorted(examples, key=len)
     tokens = sum(len(example.answer) for example in examples)
-    engine = Engine.of(shared)
-    adapter = engine.residency.acquire(expert)
+    adapters = {expert.identity: Engine.of(shared).residency.load(expert)}
     mixtures: dict[str, Mixture] = {"base": (), "expert": ((expert.identity, 1.0),)}
-    try:
-        losses = {
-            who: _loss(shared, by_length, mixture, {expert.identity: adapter})
-            for who, mixture in mixtures.items()
-        }
-    finally:
-        engine.residency.release(expert.identity)
+    losses = {who: _loss(shared, by_length, item, adapters) for who, item in mixtures.items()}
     return {who: round(math.exp(loss / tokens), 3) for who, loss in losses.items()}, tokens
 
 
@@ -157,14 +151,16 @@ def _loss(
 
     from one4all_lc.training.trainer import answer_loss, collate, features
 
-    cell, packer = attach(shared.model, list(shared.facts.linears)), Packer()
+    linears = Linears.of(shared)
+    packer = Packer(linears.groups, linears.kernels)
     total = 0.0
     for start in range(0, len(examples), batch_rows):
         batch = examples[start : start + batch_rows]
         inputs = collate([features(example) for example in batch])
         placed = {name: tensor.to(shared.device) for name, tensor in inputs.items()}
-        plan = packer.plan([mixture] * len(batch), adapters)
-        with torch.inference_mode(), cell.using(plan):
+        length = placed["input_ids"].shape[1]
+        plan = packer.plan([(length, mixture)] * len(batch), adapters)
+        with torch.inference_mode(), linears.cell.using(plan):
             total += float(answer_loss(shared.model, placed))
     return total
 
