@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from one4all_lc.card import ExpertCard
     from one4all_lc.engine.engine import Engine
     from one4all_lc.errors import (
+        DeadlineExceeded,
+        EngineBusy,
         EngineClosed,
         InvalidInput,
         ModelNotFound,
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ChatExpert": "experts.chat",
+    "DeadlineExceeded": "errors",
     "Engine": "engine.engine",
+    "EngineBusy": "errors",
     "EngineClosed": "errors",
     "ExpertCard": "card",
     "InvalidInput": "errors",
@@ -45,7 +49,9 @@ _HOME = {
 
 __all__ = [
     "ChatExpert",
+    "DeadlineExceeded",
     "Engine",
+    "EngineBusy",
     "EngineClosed",
     "ExpertCard",
     "InvalidInput",

@@ -14,7 +14,7 @@ are: so a row's answer does not depend on its neighbours.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, Self
 
 import torch
@@ -204,14 +204,14 @@ class Kernels:
         small: Of weights for decoding: `nf4`, `int8`, or empty where nothing is rounded for it.
         small_rows: Up to so many decoding rows those serve.
         rank_overhead: What two products cost besides their arithmetic, in tokens times rank of a
-            LoRA term: the price of one segment more. By whether the tokens are decoded.
+            LoRA term while decoding: the price of one segment more.
     """
 
     layout: str
     dtype: torch.dtype
     small: str = ""
     small_rows: int = 0
-    rank_overhead: dict[bool, float] = field(default_factory=dict)
+    rank_overhead: float = 0.0
 
     def lay_out(self, weight: Tensor, bias: Tensor | None = None) -> Product:
         """Lay out a weight of shape (out, in) without rounding it."""
@@ -262,8 +262,7 @@ def find_kernels(
     elif quantization != "none":
         layout = "own"
     kernels = Kernels(layout, dtype, small)
-    for decoding in (False, True):
-        kernels.rank_overhead[decoding] = _rank_overhead(kernels, device, shapes, decoding=decoding)
+    kernels.rank_overhead = _rank_overhead(kernels, device, shapes)
     return kernels
 
 
@@ -295,7 +294,7 @@ def small_rows(
 
 @torch.inference_mode()
 def _rank_overhead(
-    kernels: Kernels, device: torch.device, shapes: Sequence[tuple[int, int]], *, decoding: bool
+    kernels: Kernels, device: torch.device, shapes: Sequence[tuple[int, int]]
 ) -> float:
     """Return for how many tokens times rank two products' fixed cost would pay."""
 
@@ -307,7 +306,7 @@ def _rank_overhead(
                 torch.full(size, 0.01, dtype=kernels.dtype, device=device)
                 for size in ((rank, in_features), (out_features, rank))
             )
-            pair = LoraLayouts(kernels, lambda a=a, b=b: (a, b)).pair(decoding=decoding)  # type: ignore[misc]
+            pair = LoraLayouts(kernels, lambda a=a, b=b: (a, b)).pair(decoding=True)  # type: ignore[misc]
             products += [pair.shrink, pair.expand]
             inputs += [
                 torch.ones(tokens, size, dtype=kernels.dtype, device=device)

@@ -162,6 +162,12 @@ class Linears:
         if self.kernels.layout != "own":
             self._lay_out(len(grouped))
         _log.info("products on this machine: %s", self.kernels)
+        if self.kernels.layout == "dense" and base.quantization != "none":
+            _log.warning(
+                "This processor does not multiply bfloat16 (AVX512-BF16): the base computes slower "
+                "than it could, with %s.",
+                self.kernels,
+            )
 
     def _lay_out(self, quantized: int) -> None:
         """Lay out every weight; the first `quantized` groups small too, if that is any faster."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from one4all_lc.base.embedded import resolve
 from one4all_lc.base.quiet import first_line, quiet
+from one4all_lc.base.threads import passing_threads
 from one4all_lc.card import BaseFacts, BaseFingerprint
 from one4all_lc.errors import InvalidInput, ModelNotFound
 
@@ -67,7 +68,7 @@ class SharedBase:
             quantization: bitsandbytes NF4 (double quantization) or int8, none, or by device.
             device: `auto` is the first CUDA device, or else the CPU.
             dtype: Type of what is not quantized; by default bfloat16 where the device computes
-                it natively or the base is quantized, else float32.
+                it natively, else float32.
             shared: False loads a copy that nobody else sees: training changes the model, and an
                 NF4 layer that has answered on a CPU is packed in a form without gradients.
 
@@ -77,10 +78,10 @@ class SharedBase:
         """
         device = _device(device)
         chosen = _quantization(quantization, device)
-        dtype = dtype or _dtype(chosen, device)
+        dtype = dtype or _dtype(device)
         folder = resolve(base)
         key = (folder, chosen, device, str(dtype))
-        with cls._loading:
+        with cls._loading, passing_threads():
             if shared and key in cls._loaded:
                 return cls._loaded[key]  # type: ignore[return-value]
             model = _load_model(folder, chosen, device, dtype)
@@ -193,11 +194,11 @@ def _quantization(quantization: str, device: str) -> str:
     return quantization
 
 
-def _dtype(quantization: str, device: str) -> "torch.dtype":
+def _dtype(device: str) -> "torch.dtype":
     import torch
 
     native = device.startswith("cuda") or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native or quantization != "none" else torch.float32
+    return torch.bfloat16 if native else torch.float32
 
 
 def _load_model(

@@ -10,14 +10,16 @@ A base row is a row of zeros, and a mixture of several adapters in one row costs
 Layers that read one input share h; in B_all each fills the columns of its own outputs.
 
 Every adapter spends its arithmetic on every token of a segment. While rows are few that costs less
-than calling twice as often; for a long prompt it does not. So neighbours share a segment only if
-that is cheaper, by the fixed cost of a product measured on this machine.
+than calling twice as often. So decoding neighbours share a segment if that is cheaper, by the fixed
+cost of a product measured on this machine; every prompt has its own adapters' alone.
 
 On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: oneDNN sums each
 row in one order, and what other adapters contribute is an exact zero.
 """
 
 import contextlib
+import functools
+import itertools
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +33,8 @@ from one4all_lc.base.kernels import WHOLE, Kernels, LoraLayouts
 Mixture = tuple[tuple[str, float], ...]
 """What one row is made of: (adapter identity, weight) pairs; the base alone is `()`."""
 
-MAX_PACKINGS = 8
-"""Packings that are kept: the running batch's, and single adapters' for prompts."""
+DEFAULT_PACKED_BYTES = 1 << 29
+"""Bytes of packings that are kept: the running batch's, and single adapters' for prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,12 +49,12 @@ class Adapter:
     identity: str
     factors: Mapping[str, tuple[Tensor, Tensor]]
 
-    @property
+    @functools.cached_property
     def memory_bytes(self) -> int:
         """Bytes of its tensors."""
         return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
 
-    @property
+    @functools.cached_property
     def rank(self) -> int:
         """The largest rank of its factors."""
         return max(a.shape[0] for a, _ in self.factors.values())
@@ -236,11 +238,16 @@ class Packer:
     Args:
         groups: The base's groups of linears.
         kernels: How weights are laid out on this machine, and what a product costs.
+        budget: Bytes; packings beyond it are dropped, least recently used first, but for those of
+            the running forward.
     """
 
-    def __init__(self, groups: Sequence[Group], kernels: Kernels) -> None:
-        self._groups, self._kernels = groups, kernels
+    def __init__(
+        self, groups: Sequence[Group], kernels: Kernels, budget: int = DEFAULT_PACKED_BYTES
+    ) -> None:
+        self._groups, self._kernels, self._budget = groups, kernels, budget
         self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
+        self._last: tuple[object, Plan] = (None, Plan())
 
     def plan(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int = 0
@@ -252,16 +259,10 @@ class Packer:
             adapters: Every adapter that the rows name, by identity.
             decoding: The first so many rows have one token each, which is decoded.
         """
-        segments, first = [], 0
-        for decodes, phase in ((True, rows[:decoding]), (False, rows[decoding:])):
-            for part in self._parts(phase, adapters, self._kernels.rank_overhead[decodes]):
-                tokens = slice(first, first + sum(count for count, _ in part))
-                first = tokens.stop
-                identities = _identities(part)
-                if identities:
-                    packing = self._packing(identities, adapters)
-                    segments.append(packing.segment(tokens, part, decoding=decodes))
-        return Plan(decoding, tuple(segments))
+        key = (tuple(rows), decoding)
+        if key != self._last[0]:  # while nobody joins or leaves, a step is like the one before
+            self._last = (key, self._plan(rows, adapters, decoding))
+        return self._last[1]
 
     @property
     def memory_bytes(self) -> int:
@@ -273,26 +274,49 @@ class Packer:
         for key in list(self._packings):
             if not all(identity in identities for identity in key):
                 del self._packings[key]
+                self._last = (None, Plan())
 
-    def _parts(
-        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, overhead: float
+    def _plan(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
+    ) -> Plan:
+        segments, first = [], 0
+        parts = [(True, part) for part in self._decoding_parts(rows[:decoding], adapters)]
+        parts += [
+            (False, list(part)) for _, part in itertools.groupby(rows[decoding:], lambda r: r[1])
+        ]
+        for decodes, part in parts:
+            tokens = slice(first, first + sum(count for count, _ in part))
+            first = tokens.stop
+            identities = _identities(part)
+            if identities:
+                packing = self._packing(identities, adapters)
+                segments.append(packing.segment(tokens, part, decoding=decodes))
+        self._drop_oldest(len(segments))
+        return Plan(decoding, tuple(segments))
+
+    def _decoding_parts(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById
     ) -> Iterator[list[tuple[int, Mixture]]]:
-        """Cut the rows into segments where one more of them costs less than wasted arithmetic."""
+        """Cut decoding rows into segments where one more costs less than wasted arithmetic.
+
+        Prompts are always cut where the mixture changes: they have many tokens, and the sets of
+        adapters that they would be packed with change from step to step.
+        """
 
         def cost(tokens: int, identities: frozenset[str]) -> float:
             rank = sum(adapters[identity].rank for identity in identities)
-            return tokens * rank + (overhead if identities else 0)
+            return tokens * rank + (self._kernels.rank_overhead if identities else 0)
 
         part: list[tuple[int, Mixture]] = []
-        tokens, held = 0, frozenset[str]()
+        held = frozenset[str]()
         for row in rows:
             own = _identities([row])
-            apart = cost(tokens, held) + cost(row[0], own)
-            if part and cost(tokens + row[0], held | own) > apart:
+            apart = cost(len(part), held) + cost(1, own)
+            if part and cost(len(part) + 1, held | own) > apart:
                 yield part
-                part, tokens, held = [], 0, frozenset()
+                part, held = [], frozenset()
             part.append(row)
-            tokens, held = tokens + row[0], held | own
+            held |= own
         if part:
             yield part
 
@@ -307,9 +331,17 @@ class Packer:
             members = [adapters[identity] for identity in sorted(key)]
             self._packings[key] = Packing(members, self._groups, self._kernels)
         self._packings.move_to_end(key)
-        while len(self._packings) > MAX_PACKINGS:
-            self._packings.popitem(last=False)
         return self._packings[key]
+
+    def _drop_oldest(self, used: int) -> None:
+        """Make the budget hold; the `used` newest stay."""
+        sizes = {key: packing.memory_bytes for key, packing in self._packings.items()}
+        total = sum(sizes.values())
+        for key in list(sizes)[: max(0, len(sizes) - used)]:
+            if total <= self._budget:
+                return
+            total -= sizes[key]
+            del self._packings[key]
 
 
 def _identities(rows: Sequence[tuple[int, Mixture]]) -> frozenset[str]:

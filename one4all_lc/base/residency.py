@@ -10,19 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from one4all_lc.base.lora import Adapter
+from one4all_lc.base.threads import passing_threads
 from one4all_lc.errors import UnfitExpert
 from one4all_lc.folder import Expert
 
 if TYPE_CHECKING:
     import torch
 
-DEFAULT_BUDGET = 1 << 30
-"""Bytes of adapters that stay in memory while nobody uses them."""
+    from one4all_lc.base.lora import Adapter
 
-IN_USE = 2.5
-"""An adapter in use is in memory as it was loaded, and once more packed for the running batch,
-where layers of one input share products half of whose entries are zero."""
+DEFAULT_BUDGET = 1 << 29
+"""Bytes of adapters that are in memory."""
 
 
 class Readiness(enum.Enum):
@@ -110,7 +108,7 @@ class Residency:
                 del self._users[expert.identity]
             self._evict(set())
 
-    def load(self, expert: Expert) -> Adapter:
+    def load(self, expert: Expert) -> "Adapter":
         """Load an adapter at once, for its caller alone.
 
         Raises:
@@ -122,7 +120,7 @@ class Residency:
         """Load no more."""
         self._loader.shutdown(wait=True, cancel_futures=True)
 
-    def __getitem__(self, identity: str) -> Adapter:
+    def __getitem__(self, identity: str) -> "Adapter":
         """Return an adapter that somebody has acquired."""
         return self._adapters[identity]
 
@@ -152,13 +150,12 @@ class Residency:
         held += sum(self._loading.values())
         if not held:
             return True
-        return IN_USE * (held + sum(map(self._bytes, wanted))) <= self.budget
+        return held + sum(map(self._bytes, wanted)) <= self.budget
 
     def _evict(self, kept: set[str]) -> None:
-        """Make the budget hold; what is loading counts already, what is in use counts packed."""
+        """Make the budget hold; what is loading counts already."""
         idle = [item for item in self._adapters if item not in self._users and item not in kept]
         total = self.memory_bytes + sum(self._loading.values())
-        total += int((IN_USE - 1) * sum(self._adapters[i].memory_bytes for i in self._users))
         for identity in idle:
             if total <= self.budget:
                 return
@@ -167,7 +164,8 @@ class Residency:
     def _load_and_keep(self, expert: Expert) -> None:
         identity = expert.identity
         try:
-            loaded = self.load(expert)
+            with passing_threads():
+                loaded = self.load(expert)
         except Exception as error:
             with self._lock:
                 self._failed[identity] = _Failure(error)
@@ -188,8 +186,10 @@ class Residency:
                 self._adapters.pop(identity, None)
 
 
-def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> Adapter:
+def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adapter":
     from safetensors.torch import load
+
+    from one4all_lc.base.lora import Adapter
 
     content = expert.weights_file.read_bytes() if expert.weights_file.is_file() else b""
     if hashlib.sha256(content).hexdigest() != expert.card.weights_sha256:

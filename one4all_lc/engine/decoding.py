@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from one4all_lc.base import norms
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.lora import AdaptersById, Mixture, Packer
+from one4all_lc.base.lora import DEFAULT_PACKED_BYTES, AdaptersById, Mixture, Packer
 from one4all_lc.engine import attention
 from one4all_lc.engine.attention import Span, Spans
 from one4all_lc.engine.cache import SlotCache
@@ -39,18 +40,20 @@ class Decoder:
 
     Args:
         base: The shared base; its layers are replaced.
+        packed_bytes: Packed adapters are kept up to this many bytes.
 
     Raises:
         ModelNotFound: The base attends in a way that is not computed here.
     """
 
-    def __init__(self, base: SharedBase) -> None:
+    def __init__(self, base: SharedBase, packed_bytes: int = DEFAULT_PACKED_BYTES) -> None:
         _check_attention(base)
         attention.install(base.model)
+        norms.fuse(base.model)
         linears = Linears.of(base)
         self._base = base
         self._cell = linears.cell
-        self._packer = Packer(linears.groups, linears.kernels)
+        self._packer = Packer(linears.groups, linears.kernels, packed_bytes)
         config = base.model.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers)
 

@@ -12,13 +12,15 @@ from torch import Tensor
 
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.residency import DEFAULT_BUDGET, Residency
+from one4all_lc.base.residency import Residency
+from one4all_lc.base.threads import passing_threads
 from one4all_lc.engine.attention import TILE
 from one4all_lc.engine.cache import Columns
 from one4all_lc.engine.decoding import Decoder, RowInput
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.prefix import PrefixCache
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
+from one4all_lc.engine.rows import next_rows
 from one4all_lc.engine.sampler import Sampler, likeliest
 from one4all_lc.engine.scheduler import Job, Scheduler
 from one4all_lc.engine.stats import EngineStats, Meter
@@ -26,9 +28,6 @@ from one4all_lc.engine.text import TextStream
 from one4all_lc.errors import DeadlineExceeded, EngineClosed, InvalidInput
 
 _log = logging.getLogger(__name__)
-
-PREFILL_TOKENS = 4 * TILE
-"""Tokens of prompts in one step, so that those who decode wait for no more; whole tiles."""
 
 MAX_CACHED_TOKENS = 1 << 16
 """Rows times the longest of them; the key/value cache holds at most twice as many."""
@@ -68,7 +67,7 @@ class Engine:
         *,
         max_rows: int = 32,
         max_waiting: int = 1024,
-        adapter_bytes: int = DEFAULT_BUDGET,
+        adapter_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 28,
     ) -> None:
         for name, value in {"max_rows": max_rows, "max_waiting": max_waiting}.items():
@@ -81,8 +80,12 @@ class Engine:
                 raise InvalidInput(msg)
             self.base = base
             self.max_rows = max_rows
-            self.residency = Residency(base.device, base.dtype, adapter_bytes, self._stir)
-            self._decoder = Decoder(base)
+            # Half for adapters as they are loaded, half for what is packed of them for batches.
+            half = adapter_bytes // 2
+            self.adapter_bytes = adapter_bytes
+            self.residency = Residency(base.device, base.dtype, half, self._stir)
+            with passing_threads():
+                self._decoder = Decoder(base, half)
             self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()
@@ -158,7 +161,7 @@ class Engine:
             adapters=len(residency.identities),
             adapter_bytes=residency.memory_bytes,
             packed_bytes=self._decoder.packed_bytes,
-            adapter_budget=residency.budget,
+            adapter_budget=self.adapter_bytes,
             adapter_loads=residency.loads,
             prefix_bytes=prefixes.memory_bytes,
             prefix_budget=prefixes.budget,
@@ -208,7 +211,7 @@ class Engine:
             self._end(job, error)
         if newcomers:
             self._decoder.cache.reserve(*self._scheduler.room)
-        jobs, rows = self._next_rows()
+        jobs, rows = next_rows(self._scheduler.running, self._reuse_prefix)
         if rows:
             self._forward(jobs, rows)
         self._decoder.drop_all_but(self.residency)
@@ -221,30 +224,6 @@ class Engine:
         for job in self._scheduler.running:
             if job.handle.cancelled or job.late(now):
                 self._leave(job, _why(job))
-
-    def _next_rows(self) -> tuple[list[Job], list[RowInput]]:
-        """Everybody's next tokens: one where an answer has begun, else a chunk of the prompt.
-
-        Prompts are read in order of arrival, `PREFILL_TOKENS` in all, cut between tiles.
-        """
-        jobs, rows, left = [], [], PREFILL_TOKENS
-        for job in sorted(self._scheduler.running, key=lambda job: job.arrival):
-            request, tokens = job.request, job.tokens
-            if tokens:
-                start, chunk = len(request.prompt) + len(tokens) - 1, tuple(tokens[-1:])
-            else:
-                if left < TILE:
-                    continue
-                if not job.prefilled:
-                    self._reuse_prefix(job)
-                start = job.prefilled
-                chunk = request.prompt[start : start + left]
-                if start + len(chunk) < len(request.prompt):
-                    chunk = chunk[: len(chunk) // TILE * TILE]
-                left -= len(chunk)
-            jobs.append(job)
-            rows.append(RowInput(job.slot, chunk, start, request.mixture, bool(tokens)))
-        return jobs, rows
 
     def _reuse_prefix(self, job: Job) -> None:
         """Put what is known of a prompt's beginning into its slot."""

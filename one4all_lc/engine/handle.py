@@ -17,6 +17,7 @@ class Handle:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
+        self._over = threading.Event()
         self._pieces: list[Piece] = []
         self._completion: Completion | None = None
         self._error: BaseException | None = None
@@ -46,10 +47,9 @@ class Handle:
         Raises:
             TimeoutError: It did not end in time.
         """
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                msg = f"The request did not end within {timeout} seconds."
-                raise TimeoutError(msg)
+        if not self._over.wait(timeout):  # not `_changed`: it would wake for every token
+            msg = f"The request did not end within {timeout} seconds."
+            raise TimeoutError(msg)
         return self._ended()
 
     async def aresult(self) -> Completion:
@@ -109,6 +109,8 @@ class Handle:
         """Change something, and wake whoever waits for a change."""
         with self._changed:
             yield
+            if self.done:
+                self._over.set()
             self._changed.notify_all()
             wakers, self._wakers = self._wakers, []
         for waker in wakers:

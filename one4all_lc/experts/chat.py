@@ -53,6 +53,7 @@ class ChatExpert(BaseChatModel):
         engine: The engine of the base.
         library: The experts that `model` may name; empty leaves the base.
         model: The expert that answers, or `base`. Every call may name another: `model="sql"`.
+        timeout: Seconds within which an answer must be whole, waiting included.
 
     Example:
         sql = ChatExpert(engine=engine, library=library, model="sql")
@@ -71,12 +72,15 @@ class ChatExpert(BaseChatModel):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    min_tokens: int | None = None
+    timeout: float | None = None
 
     @model_validator(mode="after")
     def _settings_are_sound(self) -> Self:
         """Refuse at once what would fail in every call."""
         self._check_model(self.model)
         self._sampling({}, None, {})
+        Request((), timeout=self.timeout)
         return self
 
     @property
@@ -134,16 +138,17 @@ class ChatExpert(BaseChatModel):
         turns = to_turns(messages, card.system_prompt if card else "")
         prompt = tuple(render(self.engine.base.tokenizer, turns))
         sampling = self._sampling(card.generation if card else {}, stop, settings)
-        return self.engine.submit(Request(prompt, choice.experts, sampling))
+        timeout = settings.get("timeout", self.timeout)
+        return self.engine.submit(Request(prompt, choice.experts, sampling, timeout))
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Sampling:
         """Join the card's defaults, the model's fields and the call's own; the later wins."""
         # LangChain passes `stream` on to say how it was asked for; both ways answer alike.
-        unknown = sorted(settings.keys() - {*_SAMPLING, "model", "stream"})
+        unknown = sorted(settings.keys() - {*_SAMPLING, "model", "timeout", "stream"})
         if unknown:
-            known = ", ".join(("model", *_SAMPLING))
+            known = ", ".join(("model", "timeout", *_SAMPLING))
             msg = f"A call does not take {', '.join(unknown)}: it takes {known}."
             raise InvalidInput(msg)
         fields_set = {name: getattr(self, name) for name in _SAMPLING}

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from langchain_core.embeddings import Embeddings
 
+from one4all_lc.base.threads import passing_threads
+
 if TYPE_CHECKING:
     from langchain_huggingface import HuggingFaceEmbeddings
 
@@ -43,7 +45,7 @@ class QuestionEmbeddings(Embeddings):
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts as vectors of length 1."""
-        with self._turn:
+        with self._turn, passing_threads():
             return self.load().embed_documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
