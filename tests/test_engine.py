@@ -5,31 +5,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from langchain_core.messages import HumanMessage
 
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import EngineClosed, InvalidInput, UnfitExpert
-from one4all_lc.experts.messages import render, to_turns
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
+from tests.asking import TOKENS, prompt_of, request
 from tests.prompts import PROMPTS
-
-TOKENS = 16
 
 
 @pytest.fixture
 def engine(base_nf4):
     return Engine.of(base_nf4)
-
-
-def prompt_of(base, question):
-    return tuple(render(base.tokenizer, to_turns([HumanMessage(question)])))
-
-
-def request(base, question, *experts, **sampling):
-    settings = Sampling(**{"max_tokens": TOKENS, **sampling})
-    return Request(prompt_of(base, question), tuple((item, 1.0) for item in experts), settings)
 
 
 def generated(base, prompt, **settings):
@@ -197,36 +185,6 @@ def test_a_batch_that_fails_is_run_again_row_by_row(engine, base_nf4, make_exper
         bad.result()
     assert [handle.result().text for handle in others] == expected
     assert failed[0] > 1, "the batch must have failed for the test to count"
-
-
-def test_many_requests_pass_through_few_rows(base_fp32):
-    """Requests join and leave a running batch; more of them than rows wait their turn."""
-    Engine.of(base_fp32).close()
-    engine = Engine(base_fp32, max_rows=3)
-    try:
-        lengths = [3, 17, 5, 1, 9, 12, 2]
-        handles = [
-            engine.submit(request(base_fp32, text, max_tokens=n))
-            for text, n in zip(PROMPTS, lengths, strict=False)
-        ]
-        for text, n, handle in zip(PROMPTS, lengths, handles, strict=False):
-            expected = engine.submit(request(base_fp32, text, max_tokens=n)).result()
-            assert handle.result().tokens == expected.tokens
-            assert len(handle.result().tokens) <= n
-    finally:
-        engine.close()
-
-
-def test_a_long_prompt_is_read_in_chunks_like_at_once(base_fp32, monkeypatch):
-    text = " ".join(PROMPTS)
-    engine = Engine.of(base_fp32)
-    whole = engine.submit(request(base_fp32, text, max_tokens=8)).result().tokens
-    monkeypatch.setattr("one4all_lc.engine.engine.PREFILL_TOKENS", 64)
-    neighbour = engine.submit(request(base_fp32, PROMPTS[0], max_tokens=20))
-    in_chunks = engine.submit(request(base_fp32, text, max_tokens=8)).result().tokens
-    assert in_chunks == whole
-    alone = engine.submit(request(base_fp32, PROMPTS[0], max_tokens=20)).result()
-    assert neighbour.result().tokens == alone.tokens
 
 
 async def test_event_loops_read_like_threads(engine, base_nf4):

@@ -15,12 +15,17 @@ _HARD = 2
 """`omp_pause_hard`: the threads end; the next product makes new ones."""
 
 
+def let_go() -> None:
+    """End the OpenMP threads of the calling thread; its next product makes new ones."""
+    # torch loads its OpenMP for all to see; where there is another or none, nothing is gained.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).omp_pause_resource_all(_HARD)
+
+
 @contextlib.contextmanager
 def passing_threads() -> Iterator[None]:
     """Let go of the calling thread's OpenMP threads at the end of the block."""
     try:
         yield
     finally:
-        # torch loads its OpenMP for all to see; where there is another or none, nothing is gained.
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).omp_pause_resource_all(_HARD)
+        let_go()

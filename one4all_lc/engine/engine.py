@@ -13,7 +13,7 @@ from torch import Tensor
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
-from one4all_lc.base.threads import passing_threads
+from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.attention import TILE
 from one4all_lc.engine.cache import Columns
 from one4all_lc.engine.decoding import Decoder, RowInput
@@ -197,6 +197,8 @@ class Engine:
                     _log.exception("the engine's step failed")
                     for job in self._scheduler.running:
                         self._leave(job, error)
+                if not self._scheduler.running:
+                    let_go()
         finally:
             for job in self._scheduler.close():
                 self._end(job, EngineClosed(_CLOSED_EARLY))
@@ -301,17 +303,20 @@ class Engine:
         self._end(job, how)
 
     def _end(self, job: Job, how: FinishReason | Exception) -> None:
+        """Count the end, then tell it: whoever hears of it finds it counted."""
         try:
             if isinstance(how, Exception):
                 raise how
             rest = job.text.finish()
             if rest:
                 job.handle.put(Piece(rest, ()))
-            job.handle.finish(_completion(job, how))
-            self._meter.end(how)
+            completion = _completion(job, how)
         except Exception as error:
-            job.handle.fail(error)
             self._meter.end("deadline" if isinstance(error, DeadlineExceeded) else "error")
+            job.handle.fail(error)
+        else:
+            self._meter.end(how)
+            job.handle.finish(completion)
 
 
 _CLOSED = "The engine is closed: Engine.of(base) makes a new one."

@@ -9,14 +9,18 @@ from one4all_lc.engine.scheduler import Job
 PREFILL_TOKENS = 4 * TILE
 """Tokens of prompts in one step, so that those who decode wait for no more; whole tiles."""
 
+ALONE = 4
+"""So many times as many tokens of prompts are read in one step while nobody decodes."""
+
 
 def next_rows(
     jobs: Sequence[Job], begin: Callable[[Job], None]
 ) -> tuple[list[Job], list[RowInput]]:
     """Return the rows of the next forward, and whose they are.
 
-    Of prompts there are `PREFILL_TOKENS` in all, cut between tiles: in order of arrival, those of
-    one mixture after the first of it, since they share its adapters.
+    Of prompts there are `PREFILL_TOKENS` in all, `ALONE` times as many while nobody decodes, cut
+    between tiles: in order of arrival, those of one mixture after the first of it, since they share
+    its adapters.
 
     Args:
         jobs: Those that hold a slot.
@@ -24,7 +28,7 @@ def next_rows(
     """
     chosen = [job for job in jobs if job.tokens]
     rows = [_decoding(job) for job in chosen]
-    left = PREFILL_TOKENS
+    left = PREFILL_TOKENS * (1 if chosen else ALONE)
     for job in _in_reading_order(job for job in jobs if not job.tokens):
         if left < TILE:
             break

@@ -167,7 +167,10 @@ class Scheduler:
         with self._news:
             self._stirred = False
             while self._waiting and len(self._slots) < self._max_rows:
+                told = len(refused)
                 job = self._next(refused)
+                if job is None and len(refused) > told:
+                    continue  # others may have waited behind the refused
                 if job is None:
                     break
                 self._waiting.remove(job)

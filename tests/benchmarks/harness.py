@@ -1,4 +1,4 @@
-"""What benchmarks share: experts with random weights, prompts, interleaved rounds, the report.
+"""What benchmarks share: prompts, interleaved rounds, the report.
 
 torch is imported where it is used: `peers` sets the number of threads before that.
 """
@@ -17,85 +17,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from one4all_lc.card import BaseFacts, ExpertCard
-from one4all_lc.folder import CONFIG_FILE, WEIGHTS_FILE, Exemplar, sha256_of, write_exemplars
+from one4all_lc.base.threads import passing_threads
 from tests.benchmarks.contention import TOLERATED_CORES, watch
 from tests.benchmarks.questions import QUESTIONS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def write_expert(
-    folder: Path,
-    facts: BaseFacts,
-    rank: int = 16,
-    *,
-    seed: int = 0,
-    strength: float = 0.01,
-    modules: Sequence[str] | None = None,
-    exemplars: Sequence[str] = (),
-    **card: object,
-) -> Path:
-    """Write an expert folder with random weights, whole enough for PEFT and vLLM too.
-
-    Args:
-        folder: Where; it must not exist, and its name becomes the expert's.
-        facts: The base.
-        rank: Of every factor.
-        seed: Of the weights.
-        strength: Standard deviation of B; a small one leaves the base's answers sensible.
-        modules: Paths of the linear layers that are adapted; by default all.
-        exemplars: Questions of its domain; by default one made from its name.
-        **card: Fields of the card that shall differ.
-
-    Returns:
-        The folder.
-    """
-    folder.mkdir(parents=True)
-    _write_weights(folder / WEIGHTS_FILE, facts, rank, seed, strength, modules or facts.linears)
-    leaves = sorted({module.rpartition(".")[2] for module in facts.linears})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": facts.id,
-        "r": rank,
-        "lora_alpha": 2 * rank,
-        "lora_dropout": 0.0,
-        "target_modules": leaves if modules is None else list(modules),
-        "bias": "none",
-        "inference_mode": True,
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    name = folder.name
-    write_exemplars(folder, [Exemplar(text) for text in exemplars or [f"about {name}"]])
-    fields = {
-        "name": name,
-        "title": name,
-        "description": f"Questions about {name}.",
-        "base": facts.id,
-        "fingerprint": facts.fingerprint,
-        "weights_sha256": sha256_of(folder / WEIGHTS_FILE),
-    }
-    ExpertCard(**(fields | card)).write(folder)
-    return folder
-
-
-def _write_weights(
-    file: Path, facts: BaseFacts, rank: int, seed: int, strength: float, modules: Sequence[str]
-) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for module in modules:
-        out_features, in_features = facts.linears[module]
-        prefix = f"base_model.model.{module}.lora_"
-        a = torch.randn(rank, in_features, generator=generator) * in_features**-0.5
-        b = torch.randn(out_features, rank, generator=generator) * strength
-        tensors |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b}
-    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def prompts(tokenizer: "PreTrainedTokenizerBase") -> Iterator[tuple[int, ...]]:
@@ -151,6 +78,17 @@ class Rounds:
         return round(statistics.median(one / other for one, other in pairs), 3)
 
 
+def together(names: Sequence[str], run: Callable[[], Sequence[float]]) -> dict[str, Case]:
+    """Return cases whose figures one run gives: the first of them runs it."""
+    kept: dict[str, float] = {}
+
+    def first() -> float:
+        kept.update(zip(names, run(), strict=True))
+        return kept[names[0]]
+
+    return {names[0]: first} | {name: lambda name=name: kept[name] for name in names[1:]}
+
+
 class CaseMissing(Exception):
     """A case cannot run here; its figures are left out and the bars on them are null."""
 
@@ -164,7 +102,8 @@ def rounds(cases: Mapping[str, Case], count: int) -> Rounds:
         for name in tuple(figures):
             others = watch()
             try:
-                figures[name].append(cases[name]())
+                with passing_threads():  # what one case leaves behind would slow down the next
+                    figures[name].append(cases[name]())
             except CaseMissing as reason:
                 del figures[name]
                 console.print(f"{name} is left out: {reason}", markup=False)

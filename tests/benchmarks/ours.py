@@ -5,10 +5,11 @@ from pathlib import Path
 
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Request
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
-from tests.benchmarks.harness import write_expert
+from tests.experts import write_expert
 
 EXPERTS = 8
 
@@ -23,7 +24,9 @@ class Ours:
     def __init__(self, folder: Path) -> None:
         self.base = SharedBase.load()
         self.folders = [
-            write_expert(folder / f"expert{number}", self.base.facts, seed=number)
+            write_expert(
+                folder / f"expert{number}", self.base.facts, rank=16, seed=number, strength=0.01
+            )
             for number in range(EXPERTS)
         ]
         self.engine = Engine.of(self.base)
@@ -33,15 +36,21 @@ class Ours:
         self, prompts: Sequence[tuple[int, ...]], adapters: Sequence[int | None], tokens: int
     ) -> list[int]:
         """Submit all prompts at once and wait for all answers; return how many tokens each has."""
-        sampling = Sampling(max_tokens=tokens, min_tokens=tokens)
         handles = [
-            self.engine.submit(Request(prompt, self._mixture(adapter), sampling))
+            self.submit(prompt, adapter, tokens)
             for prompt, adapter in zip(prompts, adapters, strict=True)
         ]
         return [len(handle.result().tokens) for handle in handles]
 
-    def _mixture(self, adapter: int | None):
-        return () if adapter is None else ((self._experts[adapter], 1.0),)
+    def submit(self, prompt: tuple[int, ...], adapter: int | None, tokens: int) -> Handle:
+        """Submit one prompt; its answer has exactly so many tokens."""
+        mixture = () if adapter is None else ((self._experts[adapter], 1.0),)
+        return self.engine.submit(Request(prompt, mixture, exactly(tokens)))
+
+
+def exactly(tokens: int) -> Sampling:
+    """Return how to choose greedily, and no fewer tokens than these."""
+    return Sampling(max_tokens=tokens, min_tokens=tokens)
 
 
 def mixed(rows: int) -> list[int]:

@@ -1,0 +1,97 @@
+"""While decoding, adapters are rounded to int8: close to exact, and the same beside any others."""
+
+import pytest
+import torch
+
+from one4all_lc.base.linears import Linears
+from one4all_lc.base.lora import Packer
+from one4all_lc.base.residency import Residency
+from one4all_lc.library import Library
+from tests.conftest import ADAPTERS
+
+ROWS = 8
+
+
+@pytest.fixture(scope="module")
+def linears(base_nf4):
+    return Linears.of(base_nf4)
+
+
+@pytest.fixture(scope="module")
+def adapters(base_nf4, experts):
+    """Shipped adapters first, then random ones of ranks that kernels do not like."""
+    residency = Residency(base_nf4.device, base_nf4.dtype)
+    return [residency.load(item) for item in [*Library(ADAPTERS, base_nf4.facts), *experts]]
+
+
+def inputs(group):
+    generator = torch.Generator().manual_seed(group.in_features)
+    return torch.randn(ROWS, group.in_features, generator=generator).bfloat16()
+
+
+def deltas(linears, adapters, rows):
+    """What is added to each decoding row in every group of layers."""
+    known = {adapter.identity: adapter for adapter in adapters}
+    plan = Packer(linears.groups, linears.kernels).plan(
+        [(1, row) for row in rows], known, len(rows)
+    )
+    out = []
+    with torch.inference_mode():
+        for group in linears.groups:
+            x = inputs(group)
+            y = torch.zeros(ROWS, sum(group.widths), dtype=x.dtype)
+            out.append(plan.add(group.names[0], x, y).float())
+    return out
+
+
+def exact(group, adapter):
+    x, parts = inputs(group).float(), []
+    for name, width in zip(group.names, group.widths, strict=True):
+        a, b = adapter.factors.get(name, (x.new_zeros(1, x.shape[1]), x.new_zeros(width, 1)))
+        parts.append(x @ a.float().T @ b.float().T)
+    return torch.cat(parts, -1)
+
+
+def error(found, expected):
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-9))
+
+
+def only(adapter):
+    return ((adapter.identity, 1.0),)
+
+
+def test_a_rounded_adapter_adds_what_the_exact_one_adds(linears, adapters):
+    for adapter in adapters:
+        found = deltas(linears, [adapter], [only(adapter)] * ROWS)
+        expected = [exact(group, adapter) for group in linears.groups]
+        worst = max(map(error, found, expected))
+        assert worst < 0.02, f"{worst:.2%} with rank {adapter.rank}"
+
+
+def test_no_bit_changes_beside_other_adapters(linears, adapters):
+    """Else an answer would depend on who else asks."""
+    three, four = adapters[-4:-2]
+    for adapter in adapters:
+        alone = deltas(linears, [adapter], [only(adapter)] * ROWS)
+        others = [three, four, *adapters[:3]]
+        rows = [only(item) for item in others[: ROWS - 3]]
+        rows += [(*only(three), *only(four)), only(adapter), ()]
+        beside = deltas(linears, [*others, adapter], rows)
+        changed = [
+            group.names[0]
+            for group, one, other in zip(linears.groups, alone, beside, strict=True)
+            if not torch.equal(one[ROWS - 2], other[ROWS - 2])
+        ]
+        assert not changed, f"rank {adapter.rank}: {len(changed)} groups, {changed[:2]}"
+        assert not any(other[ROWS - 1].any() for other in beside), "the base's row gets nothing"
+
+
+def test_a_decoding_mixture_adds_the_weighted_sum_of_deltas(linears, adapters):
+    one, two = adapters[-2:]
+    mixed = deltas(
+        linears, [one, two], [((one.identity, 0.7), (two.identity, 0.3)), *[only(two)] * (ROWS - 1)]
+    )
+    first, second = (deltas(linears, [item], [only(item)] * ROWS) for item in (one, two))
+    for found, a, b in zip(mixed, first, second, strict=True):
+        assert error(found[0], 0.7 * a[0] + 0.3 * b[0]) < 0.01
+        assert torch.equal(found[1:], b[1:])
