@@ -169,10 +169,13 @@ class LoraLayouts:
     Args:
         kernels: How weights are laid out on this machine.
         factors: Returns A of shape (R, in) and B of shape (out, R).
+        size: Elements of both.
     """
 
-    def __init__(self, kernels: "Kernels", factors: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        self._kernels, self._factors = kernels, factors
+    def __init__(
+        self, kernels: "Kernels", factors: Callable[[], tuple[Tensor, Tensor]], size: int
+    ) -> None:
+        self._kernels, self._factors, self._size = kernels, factors, size
         self._made: dict[bool, LoraPair] = {}
 
     def pair(self, *, decoding: bool) -> LoraPair:
@@ -186,6 +189,11 @@ class LoraLayouts:
                 made = LoraPair(self._kernels.lay_out(a), self._kernels.lay_out(b))
             self._made[decoding] = made
         return made
+
+    def bytes_of(self, *, decoding: bool) -> int:
+        """Return the bytes of one layout, made or not."""
+        small = decoding and self._kernels.small
+        return self._size * (1 if small else self._kernels.dtype.itemsize)
 
     @property
     def memory_bytes(self) -> int:
@@ -306,7 +314,7 @@ def _rank_overhead(
                 torch.full(size, 0.01, dtype=kernels.dtype, device=device)
                 for size in ((rank, in_features), (out_features, rank))
             )
-            pair = LoraLayouts(kernels, lambda a=a, b=b: (a, b)).pair(decoding=True)  # type: ignore[misc]
+            pair = LoraLayouts(kernels, lambda a=a, b=b: (a, b), 0).pair(decoding=True)  # type: ignore[misc]
             products += [pair.shrink, pair.expand]
             inputs += [
                 torch.ones(tokens, size, dtype=kernels.dtype, device=device)

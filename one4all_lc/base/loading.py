@@ -103,8 +103,9 @@ class SharedBase:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of parameters and buffers, as quantized."""
-        return int(self.model.get_memory_footprint())
+        """Bytes of parameters and buffers as quantized, or as an engine has laid them out."""
+        laid_out = getattr(self.model, "_one4all_linears", None)
+        return int(self.model.get_memory_footprint()) + (laid_out.memory_bytes if laid_out else 0)
 
     @property
     def context_length(self) -> int:

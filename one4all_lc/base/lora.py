@@ -21,7 +21,7 @@ import contextlib
 import functools
 import itertools
 from collections import OrderedDict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -180,6 +180,10 @@ class Packing:
         """Bytes of the layouts that the forwards have needed so far."""
         return sum(term.layouts.memory_bytes for term in self._terms.values())
 
+    def bytes_of(self, *, decoding: bool) -> int:
+        """Return the bytes of one of its layouts, made or not."""
+        return sum(term.layouts.bytes_of(decoding=decoding) for term in self._terms.values())
+
     def segment(
         self, tokens: slice, rows: Sequence[tuple[int, Mixture]], *, decoding: bool
     ) -> Segment:
@@ -199,37 +203,32 @@ class Packing:
 
 def _pack(adapters: Sequence[Adapter], group: Group, kernels: Kernels) -> LoraTerm | None:
     """Lay the adapters' factors for one group under each other; None if no adapter has any."""
-    owners = tuple(
-        i
+    # Of each factor: its adapter, the first of its outputs, A and B.
+    placed = [
+        (i, sum(group.widths[:member]), *adapter.factors[name])
         for i, adapter in enumerate(adapters)
-        for name in group.names
+        for member, name in enumerate(group.names)
         if name in adapter.factors
-        for _ in range(adapter.factors[name][0].shape[0])
-    )
+    ]
+    owners = tuple(i for i, _, a, _ in placed for _ in range(a.shape[0]))
     if not owners:
         return None
-    missing = -len(owners) % WHOLE
+    missing = -len(owners) % WHOLE  # ranks of zeros up to a width that every kernel takes
 
     def factors() -> tuple[Tensor, Tensor]:
-        shrink: list[Tensor] = []
-        expand: list[Tensor] = []
-        for adapter in adapters:
-            first = 0
-            for name, width in zip(group.names, group.widths, strict=True):
-                if name in adapter.factors:
-                    a, b = adapter.factors[name]
-                    # Each layer of the group fills the rows of its own outputs.
-                    placed = b.new_zeros(sum(group.widths), b.shape[1])
-                    placed[first : first + width] = b
-                    shrink.append(a)
-                    expand.append(placed)
-                first += width
-        # Ranks of zeros up to a width that every kernel takes.
-        shrink.append(shrink[0].new_zeros(missing, shrink[0].shape[1]))
-        expand.append(expand[0].new_zeros(expand[0].shape[0], missing))
-        return torch.cat(shrink), torch.cat(expand, 1)
+        rank, like = len(owners) + missing, placed[0][2]
+        a_all = like.new_zeros(rank, like.shape[1])
+        b_all = like.new_zeros(sum(group.widths), rank)
+        column = 0
+        for _, first, a, b in placed:
+            columns = slice(column, column + a.shape[0])
+            a_all[columns] = a
+            b_all[first : first + b.shape[0], columns] = b
+            column = columns.stop
+        return a_all, b_all
 
-    return LoraTerm(LoraLayouts(kernels, factors), owners + owners[-1:] * missing)
+    size = (len(owners) + missing) * (placed[0][2].shape[1] + sum(group.widths))
+    return LoraTerm(LoraLayouts(kernels, factors, size), owners + owners[-1:] * missing)
 
 
 class Packer:
@@ -280,6 +279,7 @@ class Packer:
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
     ) -> Plan:
         segments, first = [], 0
+        used: dict[tuple[Packing, bool], None] = {}
         parts = [(True, part) for part in self._decoding_parts(rows[:decoding], adapters)]
         parts += [
             (False, list(part)) for _, part in itertools.groupby(rows[decoding:], lambda r: r[1])
@@ -290,8 +290,9 @@ class Packer:
             identities = _identities(part)
             if identities:
                 packing = self._packing(identities, adapters)
+                used[packing, decodes] = None
                 segments.append(packing.segment(tokens, part, decoding=decodes))
-        self._drop_oldest(len(segments))
+        self._make_room(used)
         return Plan(decoding, tuple(segments))
 
     def _decoding_parts(
@@ -333,15 +334,19 @@ class Packer:
         self._packings.move_to_end(key)
         return self._packings[key]
 
-    def _drop_oldest(self, used: int) -> None:
-        """Make the budget hold; the `used` newest stay."""
-        sizes = {key: packing.memory_bytes for key, packing in self._packings.items()}
-        total = sum(sizes.values())
-        for key in list(sizes)[: max(0, len(sizes) - used)]:
-            if total <= self._budget:
-                return
-            total -= sizes[key]
-            del self._packings[key]
+    def _make_room(self, used: Iterable[tuple[Packing, bool]]) -> None:
+        """Drop the packings that are used longest ago, so that the budget holds with those in use.
+
+        Args:
+            used: Packings of the coming forward, and whether they decode in it.
+        """
+        total = sum(packing.bytes_of(decoding=decodes) for packing, decodes in used)
+        kept = {packing for packing, _ in used}
+        for key, packing in reversed(list(self._packings.items())):
+            if packing not in kept:
+                total += packing.memory_bytes
+                if total > self._budget:
+                    del self._packings[key]
 
 
 def _identities(rows: Sequence[tuple[int, Mixture]]) -> frozenset[str]:

@@ -107,7 +107,8 @@ class Spans:
                 attn_mask=mask,
                 scale=scale,
             )
-            output = output.view(rows, key_heads, groups, length, -1).permute(0, 3, 1, 2, 4)
+            if length > 1:
+                output = output.view(rows, key_heads, groups, length, -1).permute(0, 3, 1, 2, 4)
             outputs.append(output.reshape(rows * length, heads, -1))
         attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if self.order is not None:

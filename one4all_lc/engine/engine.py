@@ -80,12 +80,12 @@ class Engine:
                 raise InvalidInput(msg)
             self.base = base
             self.max_rows = max_rows
-            # Half for adapters as they are loaded, half for what is packed of them for batches.
-            half = adapter_bytes // 2
+            # Packed for decoding and for reading, an adapter takes more than as it is loaded.
+            loaded_bytes = adapter_bytes * 3 // 8
             self.adapter_bytes = adapter_bytes
-            self.residency = Residency(base.device, base.dtype, half, self._stir)
+            self.residency = Residency(base.device, base.dtype, loaded_bytes, self._stir)
             with passing_threads():
-                self._decoder = Decoder(base, half)
+                self._decoder = Decoder(base, adapter_bytes - loaded_bytes)
             self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()
