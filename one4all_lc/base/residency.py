@@ -96,7 +96,7 @@ class Residency:
                 return Readiness.FULL
             for expert in wanted:
                 self._loading[expert.identity] = self._bytes(expert)
-                self._loader.submit(self._load_and_keep, expert)
+                self._loader.submit(self._load_and_keep, expert, kept)
             self._evict(kept)
             return Readiness.LOADING
 
@@ -144,13 +144,14 @@ class Residency:
         return size * self._dtype.itemsize
 
     def _has_room(self, wanted: Sequence[Expert], kept: set[str]) -> bool:
-        """Whether these fit beside what is in use; a lone request always does."""
-        used = {*self._users, *(kept & self._adapters.keys())}
-        held = sum(self._adapters[item].memory_bytes for item in used)
-        held += sum(self._loading.values())
-        if not held:
+        """Whether these fit beside what is in use; what runs alone always does."""
+        if not self._users and not self._loading:
             return True
-        return held + sum(map(self._bytes, wanted)) <= self.budget
+        held = sum(
+            self._adapters[i].memory_bytes for i in self._adapters if i in self._users or i in kept
+        )
+        loading = sum(self._loading.values())
+        return held + loading + sum(map(self._bytes, wanted)) <= self.budget
 
     def _evict(self, kept: set[str]) -> None:
         """Make the budget hold; what is loading counts already."""
@@ -161,7 +162,8 @@ class Residency:
                 return
             total -= self._adapters.pop(identity).memory_bytes
 
-    def _load_and_keep(self, expert: Expert) -> None:
+    def _load_and_keep(self, expert: Expert, kept: set[str]) -> None:
+        """Load one of a request's adapters without losing the others."""
         identity = expert.identity
         try:
             with passing_threads():
@@ -175,7 +177,7 @@ class Residency:
                 self._adapters[identity] = loaded
                 del self._loading[identity]
                 self.loads += 1
-                self._evict({identity})
+                self._evict(kept)
             # Once neither a library nor a request knows the expert, nobody can ask for it again.
             weakref.finalize(expert, self._drop, identity).atexit = False
         self._on_loaded()
