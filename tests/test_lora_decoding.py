@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from one4all_lc.base.linears import Linears
-from one4all_lc.base.lora import Packer
+from one4all_lc.base.packing import Packer
 from one4all_lc.base.residency import Residency
 from one4all_lc.library import Library
 from tests.conftest import ADAPTERS

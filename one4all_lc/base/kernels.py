@@ -11,6 +11,7 @@ Which one computes a token depends on whether the token is decoded or read, not 
 are: so a row's answer does not depend on its neighbours.
 """
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -155,16 +156,9 @@ class LoraPair:
         shrink = Int8(rounded_a, (scales_a * scales_b).to(a.dtype))
         return cls(shrink, Int8(rounded_b, torch.ones_like(b[:, 0])))
 
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes of both."""
-        return self.shrink.memory_bytes + self.expand.memory_bytes
 
-
-class LoraLayouts:
-    """A and B of adapters in two layouts: for tokens that are decoded, and for those that are read.
-
-    Each is made when it is first needed, since most adapters meet only one of them for long.
+class LazyPair:
+    """A and B of adapters for decoding, laid out when they are first needed.
 
     Args:
         kernels: How weights are laid out on this machine.
@@ -176,29 +170,19 @@ class LoraLayouts:
         self, kernels: "Kernels", factors: Callable[[], tuple[Tensor, Tensor]], size: int
     ) -> None:
         self._kernels, self._factors, self._size = kernels, factors, size
-        self._made: dict[bool, LoraPair] = {}
 
-    def pair(self, *, decoding: bool) -> LoraPair:
-        """Return the layout for tokens that are decoded, or read."""
-        made = self._made.get(decoding)
-        if made is None:
-            a, b = self._factors()
-            if decoding and self._kernels.small:
-                made = LoraPair.int8(a, b)
-            else:
-                made = LoraPair(self._kernels.lay_out(a), self._kernels.lay_out(b))
-            self._made[decoding] = made
-        return made
-
-    def bytes_of(self, *, decoding: bool) -> int:
-        """Return the bytes of one layout, made or not."""
-        small = decoding and self._kernels.small
-        return self._size * (1 if small else self._kernels.dtype.itemsize)
+    @functools.cached_property
+    def made(self) -> LoraPair:
+        """Both, laid out."""
+        a, b = self._factors()
+        if self._kernels.small:
+            return LoraPair.int8(a, b)
+        return LoraPair(Dense(a), Dense(b))
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the layouts that there are."""
-        return sum(pair.memory_bytes for pair in list(self._made.values()))
+        """Bytes that they take once they are made."""
+        return self._size * (1 if self._kernels.small else self._kernels.dtype.itemsize)
 
 
 @dataclass(eq=False)
@@ -314,7 +298,7 @@ def _rank_overhead(
                 torch.full(size, 0.01, dtype=kernels.dtype, device=device)
                 for size in ((rank, in_features), (out_features, rank))
             )
-            pair = LoraLayouts(kernels, lambda a=a, b=b: (a, b), 0).pair(decoding=True)  # type: ignore[misc]
+            pair = LazyPair(kernels, lambda a=a, b=b: (a, b), 0).made  # type: ignore[misc]
             products += [pair.shrink, pair.expand]
             inputs += [
                 torch.ones(tokens, size, dtype=kernels.dtype, device=device)

@@ -119,6 +119,8 @@ class Residency:
     def close(self) -> None:
         """Load no more."""
         self._loader.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._adapters.clear()
 
     def __getitem__(self, identity: str) -> "Adapter":
         """Return an adapter that somebody has acquired."""
@@ -179,13 +181,18 @@ class Residency:
                 self.loads += 1
                 self._evict(kept)
             # Once neither a library nor a request knows the expert, nobody can ask for it again.
-            weakref.finalize(expert, self._drop, identity).atexit = False
+            drop = weakref.WeakMethod(self._drop)  # nor does the expert keep a closed engine
+            weakref.finalize(expert, lambda: (drop() or _nothing)(identity)).atexit = False
         self._on_loaded()
 
     def _drop(self, identity: str) -> None:
         with self._lock:
             if identity not in self._users:
                 self._adapters.pop(identity, None)
+
+
+def _nothing(_: str) -> None:
+    """Do what a residency that is gone does."""
 
 
 def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adapter":

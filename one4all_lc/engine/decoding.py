@@ -9,7 +9,8 @@ from torch import Tensor
 from one4all_lc.base import norms
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.lora import DEFAULT_PACKED_BYTES, AdaptersById, Mixture, Packer
+from one4all_lc.base.lora import AdaptersById, Mixture
+from one4all_lc.base.packing import DEFAULT_PACKED_BYTES, Packer
 from one4all_lc.engine import attention
 from one4all_lc.engine.attention import Span, Spans
 from one4all_lc.engine.cache import SlotCache

@@ -80,8 +80,8 @@ class Engine:
                 raise InvalidInput(msg)
             self.base = base
             self.max_rows = max_rows
-            # Packed for decoding and for reading, an adapter takes more than as it is loaded.
-            loaded_bytes = adapter_bytes * 3 // 8
+            # Packed for decoding, an adapter takes some three quarters of what it takes as loaded.
+            loaded_bytes = adapter_bytes * 4 // 7
             self.adapter_bytes = adapter_bytes
             self.residency = Residency(base.device, base.dtype, loaded_bytes, self._stir)
             with passing_threads():

@@ -8,7 +8,8 @@ from typing import Any
 
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import Quantization, SharedBase
-from one4all_lc.base.lora import Adapter, Mixture, Packer
+from one4all_lc.base.lora import Adapter, Mixture
+from one4all_lc.base.packing import Packer
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
