@@ -14,8 +14,8 @@ than calling twice as often. So decoding neighbours share a segment if that is c
 cost of a product measured on this machine. A prompt has many tokens, and the sets of adapters that
 prompts would be packed with change from step to step: they are read with the factors as loaded.
 
-On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: oneDNN sums each
-row in one order, and what other adapters contribute is an exact zero.
+On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: each kernel sums
+a row in one order, and what other adapters contribute is an exact zero.
 """
 
 import contextlib
