@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from one4all_lc.base.threads import passing_threads
 from one4all_lc.errors import UnfitExpert
@@ -62,6 +62,7 @@ class Residency:
         self._users: dict[str, int] = {}
         self._loading: dict[str, int] = {}  # bytes
         self._failed: dict[str, _Failure] = {}
+        self._watched: dict[str, weakref.finalize[Any, Expert]] = {}
         self._loader = ThreadPoolExecutor(1, "one4all-adapters")
         self.loads = 0
 
@@ -88,7 +89,8 @@ class Residency:
                     self._users[expert.identity] = self._users.get(expert.identity, 0) + 1
                     self._adapters.move_to_end(expert.identity)
                 return Readiness.READY
-            wanted = [item for item in missing if item.identity not in self._loading]
+            new = {item.identity: item for item in missing if item.identity not in self._loading}
+            wanted = list(new.values())
             if not wanted or not load:
                 return Readiness.LOADING
             kept = {expert.identity for expert in experts}
@@ -181,9 +183,17 @@ class Residency:
                 self.loads += 1
                 self._evict(kept)
             # Once neither a library nor a request knows the expert, nobody can ask for it again.
-            drop = weakref.WeakMethod(self._drop)  # nor does the expert keep a closed engine
-            weakref.finalize(expert, lambda: (drop() or _nothing)(identity)).atexit = False
+            self._drop_with(expert)
         self._on_loaded()
+
+    def _drop_with(self, expert: Expert) -> None:
+        """Drop an adapter once nobody knows its expert; the expert keeps no closed engine."""
+        watched = self._watched.get(expert.identity)
+        if watched is None or not watched.alive:
+            drop, identity = weakref.WeakMethod(self._drop), expert.identity
+            watched = weakref.finalize(expert, lambda: (drop() or _nothing)(identity))
+            watched.atexit = False
+            self._watched[identity] = watched
 
     def _drop(self, identity: str) -> None:
         with self._lock:

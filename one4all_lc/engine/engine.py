@@ -128,7 +128,8 @@ class Engine:
         job.text = TextStream(self.base.tokenizer, request.sampling.stop)
         if self.closed:
             raise EngineClosed(_CLOSED)
-        self._scheduler.add(job, patience)
+        limits = [item for item in (patience, request.timeout) if item is not None]
+        self._scheduler.add(job, min(limits, default=None))
         return job.handle
 
     def close(self, *, drain: bool = False) -> None:
@@ -295,7 +296,7 @@ class Engine:
         self._scheduler.release(job)
         for expert, _ in job.request.experts:
             self.residency.release(expert)
-        if isinstance(how, Exception):
+        if how not in ("stop", "length"):  # else its numbers were sound to the end
             try:
                 self._decoder.forget(job.slot)
             except Exception:  # the device is beyond help: its readers must still hear of it
