@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from itertools import islice
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -240,7 +241,8 @@ def test_the_figures_say_what_the_engine_did(base_nf4, experts):
     with engine_with(base_nf4, max_rows=1) as engine:
         before = engine.stats()
         assert (before.tokens, before.ended, before.first_token_seconds) == (0, {}, None)
-        running = begun(engine.submit(request(base_nf4, FOX, experts[0], max_tokens=4000)))
+        running = engine.submit(request(base_nf4, FOX, experts[0], max_tokens=4000))
+        list(islice(running, 3))  # the adapter is packed for what is decoded
         waits = engine.submit(request(base_nf4, FOX, max_tokens=3))
         stats = engine.stats()
         assert (stats.running, stats.waiting) == (1, 1)

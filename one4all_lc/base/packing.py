@@ -109,6 +109,7 @@ class Packer:
         self._groups, self._kernels, self._budget = groups, kernels, budget
         self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
         self._last: tuple[object, Plan] = (None, Plan())
+        self._planned = frozenset[str]()
 
     def plan(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int = 0
@@ -123,6 +124,7 @@ class Packer:
         key = (tuple(rows), decoding)
         if key != self._last[0]:  # while nobody joins or leaves, a step is like the one before
             self._last = (key, self._plan(rows, adapters, decoding))
+            self._planned = _identities(mixture for _, mixture in rows)
         return self._last[1]
 
     @property
@@ -131,11 +133,12 @@ class Packer:
         return sum(packing.memory_bytes for packing in list(self._packings.values()))
 
     def keep(self, identities: Container[str]) -> None:
-        """Drop the packings of adapters that are not among these any more."""
+        """Let go of adapters that are not among these any more."""
         for key in list(self._packings):
             if not all(identity in identities for identity in key):
                 del self._packings[key]
-                self._last = (None, Plan())
+        if not all(identity in identities for identity in self._planned):
+            self._last, self._planned = (None, Plan()), frozenset()
 
     def _plan(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
