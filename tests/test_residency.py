@@ -139,6 +139,7 @@ def test_a_mixture_larger_than_the_budget_runs_alone_too(memory, small, budget):
     memory.budget(small[0], budget)
     memory.use(small[0])
     memory.use(small[0], small[1])
+    assert set(memory.loaded) == {"a", "b"}
 
 
 def test_looking_loads_nothing(memory, small):

@@ -42,9 +42,6 @@ class Product(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """Map (rows, in) to (rows, out)."""
 
-    def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + self(x), for y of shape (rows, out); y may be overwritten."""
-
     @property
     def memory_bytes(self) -> int:
         """Bytes that the weight takes in this layout."""
@@ -59,10 +56,6 @@ class Dense:
     def __call__(self, x: Tensor) -> Tensor:
         """Map (rows, in) to (rows, out)."""
         return functional.linear(x, self._weight, self._bias)
-
-    def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + self(x)."""
-        return y.add_(self(x))
 
     @property
     def memory_bytes(self) -> int:
@@ -84,13 +77,6 @@ class OneDnn:
             x, self._weight, self._bias, "none", [], ""
         )
         return product
-
-    def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + self(x), rounded once."""
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, y, self._weight, self._bias, "add"
-        )
-        return total
 
     @property
     def memory_bytes(self) -> int:
@@ -120,10 +106,6 @@ class Int8:
         """Map (rows, in) to (rows, out)."""
         product = torch._weight_int8pack_mm(x, self._weight, self._scales)
         return product if self._bias is None else product.add_(self._bias)
-
-    def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + self(x)."""
-        return y.add_(self(x))
 
     @property
     def memory_bytes(self) -> int:

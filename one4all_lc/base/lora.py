@@ -116,7 +116,7 @@ class DecodingSegment:
         h = pair.shrink(x)
         if self.weights:
             h *= self.weights[term.owners]
-        return pair.expand.plus(h, y)
+        return y.add_(pair.expand(h))
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from one4all_lc.base.lora import (
 )
 
 DEFAULT_PACKED_BYTES = 1 << 29
-"""Bytes of packings that are kept: the running batch's, and single adapters' for prompts."""
+"""Bytes of packings that are kept: the running batch's, and those of the batches before."""
 
 
 class Packing:
@@ -51,7 +51,9 @@ class Packing:
 
     def segment(self, tokens: slice, rows: Sequence[Mixture]) -> DecodingSegment:
         """Return the segment of rows of one token each."""
-        if len(self.column) == 1 and all(mixture and mixture[0][1] == 1 for mixture in rows):
+        if len(self.column) == 1 and all(
+            len(mixture) == 1 and mixture[0][1] == 1 for mixture in rows
+        ):
             return DecodingSegment(tokens, self._terms, {})
         mixing = torch.zeros(len(rows), len(self.column))
         for row, mixture in enumerate(rows):

@@ -82,10 +82,6 @@ class PackedNf4:
         )
         return y if self._bias is None else y.add_(self._bias)
 
-    def plus(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return y + self(x)."""
-        return y.add_(self(x))
-
     @property
     def memory_bytes(self) -> int:
         """Bytes of weight and scales."""

@@ -7,7 +7,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from one4all_lc.base.threads import passing_threads
@@ -29,13 +28,6 @@ class Readiness(enum.Enum):
     READY = "ready"
     LOADING = "loading"
     FULL = "full"
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why an adapter could not be loaded, told to the next who asks."""
-
-    error: Exception
 
 
 class Residency:
@@ -61,7 +53,7 @@ class Residency:
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._users: dict[str, int] = {}
         self._loading: dict[str, int] = {}  # bytes
-        self._failed: dict[str, _Failure] = {}
+        self._failed: dict[str, Exception] = {}  # told to the next who asks
         self._watched: dict[str, weakref.finalize[Any, Expert]] = {}
         self._loader = ThreadPoolExecutor(1, "one4all-adapters")
         self.loads = 0
@@ -82,7 +74,7 @@ class Residency:
             for expert in experts:
                 failure = self._failed.pop(expert.identity, None)
                 if failure is not None:
-                    raise failure.error
+                    raise failure
             missing = [item for item in experts if item.identity not in self._adapters]
             if not missing:
                 for expert in experts:
@@ -174,7 +166,7 @@ class Residency:
                 loaded = self.load(expert)
         except Exception as error:
             with self._lock:
-                self._failed[identity] = _Failure(error)
+                self._failed[identity] = error
                 del self._loading[identity]
         else:
             with self._lock:

@@ -22,7 +22,7 @@ from one4all_lc.engine.prefix import PrefixCache
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
 from one4all_lc.engine.rows import next_rows
 from one4all_lc.engine.sampler import Sampler, likeliest
-from one4all_lc.engine.scheduler import Job, Scheduler
+from one4all_lc.engine.scheduler import CLOSED, Job, Scheduler
 from one4all_lc.engine.stats import EngineStats, Meter
 from one4all_lc.engine.text import TextStream
 from one4all_lc.errors import DeadlineExceeded, EngineClosed, InvalidInput
@@ -127,7 +127,7 @@ class Engine:
         job.sampler = Sampler(request.sampling, self.base.device, self._end_tokens)
         job.text = TextStream(self.base.tokenizer, request.sampling.stop)
         if self.closed:
-            raise EngineClosed(_CLOSED)
+            raise EngineClosed(CLOSED)
         limits = [item for item in (patience, request.timeout) if item is not None]
         self._scheduler.add(job, min(limits, default=None))
         return job.handle
@@ -318,9 +318,6 @@ class Engine:
         else:
             self._meter.end(how)
             job.handle.finish(completion)
-
-
-_CLOSED = "The engine is closed: Engine.of(base) makes a new one."
 
 
 def _why(job: Job) -> FinishReason | Exception:

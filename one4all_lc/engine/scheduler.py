@@ -23,6 +23,8 @@ from one4all_lc.folder import Expert
 MAX_OVERTAKEN = 64
 """So many requests that came later may start before one that waits."""
 
+CLOSED = "The engine is closed: Engine.of(base) makes a new one."
+
 LOOKAHEAD = 2
 """Experts whose adapters are loaded ahead of their turn."""
 
@@ -129,8 +131,7 @@ class Scheduler:
                 lambda: self._closed or len(self._waiting) < self._max_waiting, patience
             )
             if self._closed:
-                msg = "The engine is closed: Engine.of(base) makes a new one."
-                raise EngineClosed(msg)
+                raise EngineClosed(CLOSED)
             if not room:
                 msg = (
                     f"{self._max_waiting} requests wait already, as many as may: ask again later, "

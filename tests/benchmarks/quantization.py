@@ -67,15 +67,29 @@ def logit_errors() -> Figures:
     for form in FORMS:
         for phase, logits in _engine_logits(SharedBase.load(quantization=form), tokens).items():
             errors[f"{form}, {phase}, against fp32"] = relative_error(logits, right)
+    return errors | {
+        f"{who}, {phase}, against fp32 on NF4's values": error
+        for (who, phase), error in nf4_errors(exact).items()
+    }
+
+
+def nf4_errors(exact: SharedBase) -> dict[tuple[str, str], float]:
+    """Return how far the NF4 base is off its own values' exact logits, here and in transformers.
+
+    Args:
+        exact: A float32 base that nobody else uses; it is given NF4's values.
+    """
+    tokens = _tokens(exact)
     peer = SharedBase.load(quantization="nf4", shared=False)
     _take_values(exact, peer)
     right = read(exact.model, tokens)
     ours = _engine_logits(SharedBase.load(quantization="nf4"), tokens)
     theirs = {"read": read(peer.model, tokens), "decoded": stepped(peer.model, tokens)}
-    for who, phases in (("nf4", ours), ("transformers' nf4", theirs)):
-        for phase, logits in phases.items():
-            errors[f"{who}, {phase}, against fp32 on NF4's values"] = relative_error(logits, right)
-    return errors
+    return {
+        (who, phase): relative_error(logits, right)
+        for who, phases in (("nf4", ours), ("transformers' nf4", theirs))
+        for phase, logits in phases.items()
+    }
 
 
 def _tokens(base: SharedBase) -> torch.Tensor:
