@@ -6,12 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from one4all_lc.base.loading import SharedBase
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import EngineClosed, InvalidInput, UnfitExpert
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
 from tests.asking import TOKENS, prompt_of, request
+from tests.benchmarks.quantization import nf4_errors
 from tests.prompts import PROMPTS
 
 
@@ -52,6 +54,17 @@ def test_quantized_greedy_text_equals_generate_but_for_near_ties(engine):
     """In bfloat16 `generate` sums a ragged end of the cache otherwise, which tips near ties."""
     same = answers_like_generate(engine, PROMPTS[:20])
     assert sum(same) >= 9, f"{sum(same)} of {len(same)}"
+
+
+@pytest.mark.parametrize("phase", ["read", "decoded"])
+def test_quantized_logits_are_as_near_to_exact_ones_as_transformers(nf4_logit_errors, phase):
+    ours, theirs = (nf4_logit_errors[who, phase] for who in ("nf4", "transformers' nf4"))
+    assert ours < 1.05 * theirs
+
+
+@pytest.fixture(scope="module")
+def nf4_logit_errors():
+    return nf4_errors(SharedBase.load(quantization="none", dtype=torch.float32, shared=False))
 
 
 def test_a_row_gets_the_same_bits_alone_and_in_company(engine, base_nf4, make_expert):
