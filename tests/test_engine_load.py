@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from one4all_lc.base.compiled import kernel
 from one4all_lc.errors import DeadlineExceeded, EngineBusy, EngineClosed
 from one4all_lc.library import Library
 from tests.asking import adapter_bytes, engine_with, request
@@ -91,11 +92,28 @@ def test_more_adapters_than_memory_holds_answer_the_same(base_nf4, experts):
     with engine_with(base_nf4, prefix_bytes=0) as engine:
         expected = [*together(engine, asked[:12]), *together(engine, asked[12:])]
         assert engine.stats().adapter_loads == 6
-    with engine_with(base_nf4, adapter_bytes=4 * largest, prefix_bytes=0) as engine:
+    with engine_with(base_nf4, adapter_bytes=2 * largest, prefix_bytes=0) as engine:
         assert [*together(engine, asked[:12]), *together(engine, asked[12:])] == expected
         stats = engine.stats()
         assert stats.adapter_loads > 6, "adapters must have been evicted for the test to count"
-        assert stats.adapter_bytes <= 2 * largest, "half of the budget is for packed ones"
+        assert stats.adapter_bytes <= 2 * largest
+
+
+def test_where_our_kernels_do_not_run_answers_are_the_same(base_fp32, experts, monkeypatch):
+    """As on CUDA: adapters packed, attention by torch, keys and values written by index."""
+    asked = [
+        request(base_fp32, PROMPTS[i % 4], *mixture, max_tokens=6)
+        for i, mixture in enumerate(
+            [experts[:1], experts[1:2], (), [(experts[2], 0.5), (experts[3], 0.5)], experts[:1], ()]
+        )
+    ]
+    with engine_with(base_fp32) as engine:
+        expected = together(engine, asked)
+    monkeypatch.setattr(kernel, "_STANDS_FOR", {})
+    with engine_with(base_fp32) as engine:
+        assert together(engine, asked) == expected
+        stats = engine.stats()
+    assert 0 < stats.packed_bytes < stats.adapter_budget
 
 
 def test_a_new_version_answers_the_next_request_while_the_old_one_finishes(base_nf4, tmp_path):
@@ -242,12 +260,12 @@ def test_the_figures_say_what_the_engine_did(base_nf4, experts):
         before = engine.stats()
         assert (before.tokens, before.ended, before.first_token_seconds) == (0, {}, None)
         running = engine.submit(request(base_nf4, FOX, experts[0], max_tokens=4000))
-        list(islice(running, 3))  # the adapter is packed for what is decoded
+        list(islice(running, 3))
         waits = engine.submit(request(base_nf4, FOX, max_tokens=3))
         stats = engine.stats()
         assert (stats.running, stats.waiting) == (1, 1)
         assert (stats.adapters, stats.adapter_bytes) == (1, adapter_bytes(experts[0]))
-        assert stats.packed_bytes > 0
+        assert stats.packed_bytes == 0, "our kernel reads adapters as loaded"
         running.cancel()
         count = len(running.result(WAIT).tokens)
         waits.result(WAIT)

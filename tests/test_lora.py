@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from one4all_lc.base.linears import Linears
-from one4all_lc.base.packing import Packer
+from one4all_lc.base.planning import Planner
 from one4all_lc.base.residency import Residency
 from one4all_lc.folder import read_expert
 
@@ -21,9 +21,10 @@ def logits_of(base, adapters, rows, ids):
 def planned(base, adapters, rows, length):
     """Apply one mixture a row to every forward inside the block."""
     linears = Linears.of(base)
-    packer = Packer(linears.groups, linears.kernels)
     known = {adapter.identity: adapter for adapter in adapters}
-    return linears.cell.using(packer.plan([(length, mixture) for mixture in rows], known))
+    return linears.cell.using(
+        Planner.of(linears).plan([(length, mixture) for mixture in rows], known)
+    )
 
 
 def peft_logits(folder, ids, **load):
@@ -121,7 +122,7 @@ def test_a_plan_never_outlives_its_forward(base_fp32, make_expert):
 
 
 def test_an_adapter_on_some_layers_leaves_the_others_alone(base_fp32, make_expert, ids):
-    """Adapters on different layers share a batch: each layer packs only those that it has."""
+    """Adapters on different layers share a batch: each layer uses only those that it has."""
     names = list(base_fp32.facts.linears)
     early = make_expert("early", base_fp32.facts, modules=names[:7], seed=1, strength=0.2)
     late = make_expert("late", base_fp32.facts, modules=names[-3:], seed=2, strength=0.2)

@@ -1,11 +1,13 @@
-"""While decoding, adapters are rounded to int8: close to exact, and the same beside any others."""
+"""What adapters add while decoding: exact to rounding, and the same beside any others."""
 
 import pytest
 import torch
 
 from one4all_lc.base.linears import Linears
-from one4all_lc.base.packing import Packer
+from one4all_lc.base.packing import Packer, measured_overhead
+from one4all_lc.base.planning import Planner
 from one4all_lc.base.residency import Residency
+from one4all_lc.base.tables import Tables
 from one4all_lc.library import Library
 from tests.conftest import ADAPTERS
 
@@ -24,23 +26,29 @@ def adapters(base_nf4, experts):
     return [residency.load(item) for item in [*Library(ADAPTERS, base_nf4.facts), *experts]]
 
 
+@pytest.fixture(params=[Tables, Packer])
+def planner(request, linears):
+    """Rows' own factors by our kernel, and all adapters packed as where that does not run."""
+    groups = linears.groups
+    way = Tables(groups) if request.param is Tables else Packer(groups, rank_overhead=50.0)
+    return Planner(groups, way)
+
+
 def inputs(group):
     generator = torch.Generator().manual_seed(group.in_features)
     return torch.randn(ROWS, group.in_features, generator=generator).bfloat16()
 
 
-def deltas(linears, adapters, rows):
+def deltas(planner, linears, adapters, rows):
     """What is added to each decoding row in every group of layers."""
     known = {adapter.identity: adapter for adapter in adapters}
-    plan = Packer(linears.groups, linears.kernels).plan(
-        [(1, row) for row in rows], known, len(rows)
-    )
+    plan = planner.plan([(1, row) for row in rows], known, len(rows))
     out = []
     with torch.inference_mode():
         for group in linears.groups:
-            x = inputs(group)
-            y = torch.zeros(ROWS, sum(group.widths), dtype=x.dtype)
-            out.append(plan.add(group.names[0], x, y).float())
+            y = torch.zeros(ROWS, sum(group.widths), dtype=torch.bfloat16)
+            plan.add(group.names[0], inputs(group), y)
+            out.append(y.float())
     return out
 
 
@@ -60,23 +68,24 @@ def only(adapter):
     return ((adapter.identity, 1.0),)
 
 
-def test_a_rounded_adapter_adds_what_the_exact_one_adds(linears, adapters):
+def test_what_an_adapter_adds_is_exact_to_rounding(planner, linears, adapters):
     for adapter in adapters:
-        found = deltas(linears, [adapter], [only(adapter)] * ROWS)
+        found = deltas(planner, linears, [adapter], [only(adapter)] * ROWS)
         expected = [exact(group, adapter) for group in linears.groups]
         worst = max(map(error, found, expected))
-        assert worst < 0.02, f"{worst:.2%} with rank {adapter.rank}"
+        assert worst < 0.005, f"{worst:.2%} with rank {adapter.rank}"
 
 
 def test_no_bit_changes_beside_other_adapters(linears, adapters):
     """Else an answer would depend on who else asks."""
+    planner = Planner(linears.groups, Tables(linears.groups))
     three, four = adapters[-4:-2]
     for adapter in adapters:
-        alone = deltas(linears, [adapter], [only(adapter)] * ROWS)
+        alone = deltas(planner, linears, [adapter], [only(adapter)] * ROWS)
         others = [three, four, *adapters[:3]]
         rows = [only(item) for item in others[: ROWS - 3]]
         rows += [(*only(three), *only(four)), only(adapter), ()]
-        beside = deltas(linears, [*others, adapter], rows)
+        beside = deltas(planner, linears, [*others, adapter], rows)
         changed = [
             group.names[0]
             for group, one, other in zip(linears.groups, alone, beside, strict=True)
@@ -86,12 +95,35 @@ def test_no_bit_changes_beside_other_adapters(linears, adapters):
         assert not any(other[ROWS - 1].any() for other in beside), "the base's row gets nothing"
 
 
-def test_a_decoding_mixture_adds_the_weighted_sum_of_deltas(linears, adapters):
+def test_a_decoding_mixture_adds_the_weighted_sum_of_deltas(planner, linears, adapters):
     one, two = adapters[-2:]
-    mixed = deltas(
-        linears, [one, two], [((one.identity, 0.7), (two.identity, 0.3)), *[only(two)] * (ROWS - 1)]
-    )
-    first, second = (deltas(linears, [item], [only(item)] * ROWS) for item in (one, two))
+    mixture = ((one.identity, 0.7), (two.identity, 0.3))
+    mixed = deltas(planner, linears, [one, two], [mixture, *[only(two)] * (ROWS - 1)])
+    first, second = (deltas(planner, linears, [a], [only(a)] * ROWS) for a in (one, two))
     for found, a, b in zip(mixed, first, second, strict=True):
         assert error(found[0], 0.7 * a[0] + 0.3 * b[0]) < 0.01
-        assert torch.equal(found[1:], b[1:])
+        assert error(found[1:], b[1:]) < 0.005
+
+
+def test_adapters_out_of_memory_are_let_go(linears, adapters):
+    """A plan that outlives its adapters would keep their bytes."""
+    import gc
+    import weakref
+
+    groups = linears.groups
+    for way in (Tables(groups), Packer(groups, rank_overhead=50.0)):
+        planner = Planner(groups, way)
+        adapter = type(adapters[0])("copy", dict(adapters[0].factors))
+        watched = weakref.ref(adapter)
+        deltas(planner, linears, [adapter], [only(adapter)] * ROWS)
+        assert way.memory_bytes == 0 or isinstance(way, Packer)
+        planner.keep({"others"})
+        del adapter
+        gc.collect()
+        assert watched() is None
+        assert way.memory_bytes == 0
+
+
+def test_the_price_of_a_segment_is_measured(linears):
+    overhead = measured_overhead(linears.groups, linears.device, torch.bfloat16)
+    assert 0 < overhead < 1e6

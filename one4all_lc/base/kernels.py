@@ -11,7 +11,6 @@ Which one computes a token depends on whether the token is decoded or read, not 
 are: so a row's answer does not depend on its neighbours.
 """
 
-import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -99,7 +98,8 @@ class Int8:
     @classmethod
     def of(cls, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Round a weight of shape (out, in), one scale for each output."""
-        rounded, scales = _rounded(weight, 1)
+        scales = weight.float().abs().amax(1).clamp(min=1e-30) / 127
+        rounded = (weight.float() / scales[:, None]).round().to(torch.int8)
         return cls(rounded, scales.to(weight.dtype), bias)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -113,60 +113,6 @@ class Int8:
         return self._weight.nbytes + self._scales.nbytes
 
 
-def _rounded(weight: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Round to int8 with one scale for each slice along `axis`."""
-    scales = weight.float().abs().amax(axis).clamp(min=1e-30) / 127
-    return (weight.float() / scales.unsqueeze(axis)).round().to(torch.int8), scales
-
-
-@dataclass(frozen=True, eq=False)
-class LoraPair:
-    """A and B of adapters, laid out: y + expand(shrink(x))."""
-
-    shrink: Product
-    expand: Product
-
-    @classmethod
-    def int8(cls, a: Tensor, b: Tensor) -> Self:
-        """Round A of shape (R, in) and B of shape (out, R).
-
-        Each of the R ranks has scales of its own, B's included, which A's take along: so what an
-        adapter is rounded to does not depend on those that lie beside it.
-        """
-        rounded_a, scales_a = _rounded(a, 1)
-        rounded_b, scales_b = _rounded(b, 0)
-        shrink = Int8(rounded_a, (scales_a * scales_b).to(a.dtype))
-        return cls(shrink, Int8(rounded_b, torch.ones_like(b[:, 0])))
-
-
-class LazyPair:
-    """A and B of adapters for decoding, laid out when they are first needed.
-
-    Args:
-        kernels: How weights are laid out on this machine.
-        factors: Returns A of shape (R, in) and B of shape (out, R).
-        size: Elements of both.
-    """
-
-    def __init__(
-        self, kernels: "Kernels", factors: Callable[[], tuple[Tensor, Tensor]], size: int
-    ) -> None:
-        self._kernels, self._factors, self._size = kernels, factors, size
-
-    @functools.cached_property
-    def made(self) -> LoraPair:
-        """Both, laid out."""
-        a, b = self._factors()
-        if self._kernels.small:
-            return LoraPair.int8(a, b)
-        return LoraPair(Dense(a), Dense(b))
-
-    @property
-    def memory_bytes(self) -> int:
-        """Bytes that they take once they are made."""
-        return self._size * (1 if self._kernels.small else self._kernels.dtype.itemsize)
-
-
 @dataclass(eq=False)
 class Kernels:
     """How products are computed on this machine.
@@ -177,15 +123,12 @@ class Kernels:
         dtype: Type of the hidden states.
         small: Of weights for decoding: `nf4`, `int8`, or empty where nothing is rounded for it.
         small_rows: Up to so many decoding rows those serve.
-        rank_overhead: What two products cost besides their arithmetic, in tokens times rank of a
-            LoRA term while decoding: the price of one segment more.
     """
 
     layout: str
     dtype: torch.dtype
     small: str = ""
     small_rows: int = 0
-    rank_overhead: float = 0.0
 
     def lay_out(self, weight: Tensor, bias: Tensor | None = None) -> Product:
         """Lay out a weight of shape (out, in) without rounding it."""
@@ -218,7 +161,7 @@ def find_kernels(
     *,
     quantization: str,
 ) -> Kernels:
-    """Find which layouts this machine computes with, and what a LoRA term costs.
+    """Find which layouts this machine computes with.
 
     Args:
         dtype: Type of the hidden states.
@@ -235,9 +178,7 @@ def find_kernels(
             small = "nf4" if quantization == "nf4" and runs else "int8"
     elif quantization != "none":
         layout = "own"
-    kernels = Kernels(layout, dtype, small)
-    kernels.rank_overhead = _rank_overhead(kernels, device, shapes)
-    return kernels
+    return Kernels(layout, dtype, small)
 
 
 @torch.inference_mode()
@@ -260,40 +201,15 @@ def small_rows(
     for rows in ROWS:
         inputs = {size: torch.ones(rows, size, dtype=dtype) for size in set(features)}
         xs = [inputs[size] for size in features]
-        if _seconds(small, xs, runs=2) > EQUAL * _seconds(large, xs, runs=2):
+        if seconds(small, xs, runs=2) > EQUAL * seconds(large, xs, runs=2):
             break
         found = rows
     return found
 
 
-@torch.inference_mode()
-def _rank_overhead(
-    kernels: Kernels, device: torch.device, shapes: Sequence[tuple[int, int]]
+def seconds(
+    products: Sequence[Callable[[Tensor], Tensor]], inputs: Sequence[Tensor], runs: int
 ) -> float:
-    """Return for how many tokens times rank two products' fixed cost would pay."""
-
-    def seconds(tokens: int, rank: int) -> float:
-        products: list[Product] = []
-        inputs = []
-        for out_features, in_features in shapes:
-            a, b = (
-                torch.full(size, 0.01, dtype=kernels.dtype, device=device)
-                for size in ((rank, in_features), (out_features, rank))
-            )
-            pair = LazyPair(kernels, lambda a=a, b=b: (a, b), 0).made  # type: ignore[misc]
-            products += [pair.shrink, pair.expand]
-            inputs += [
-                torch.ones(tokens, size, dtype=kernels.dtype, device=device)
-                for size in (in_features, rank)
-            ]
-        return _seconds(products, inputs, runs=7)
-
-    least, most = seconds(1, 16), seconds(32, 256)
-    slope = (most - least) / (32 * 256 - 16)
-    return least / max(slope, 1e-12)
-
-
-def _seconds(products: Sequence[Product], inputs: Sequence[Tensor], runs: int) -> float:
     """Return the median time of computing all products one after another."""
     times = []
     for _ in range(runs + 1):

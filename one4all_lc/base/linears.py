@@ -87,7 +87,7 @@ class LinearGroup:
         else:
             y = torch.cat([self.small(rows[:decoding]), self.large(rows[decoding:])])  # type: ignore[misc]
         if plan.segments:
-            y = plan.add(self.names[0], rows, y)
+            plan.add(self.names[0], rows, y)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -147,6 +147,7 @@ class Linears:
 
     def __init__(self, base: SharedBase) -> None:
         self.cell = PlanCell()
+        self.device = base.device
         model = base.model
         head = [name for name, module in model.named_modules() if module is _head(model)]
         grouped = _grouped(list(base.facts.linears))

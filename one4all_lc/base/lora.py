@@ -1,21 +1,13 @@
-"""LoRA for many adapters in one forward: two products a group of linears, whatever their number.
+"""What adapters add to the tokens of one forward, whatever their number.
 
-The active adapters' A lie under each other, and so do their scaled B:
+Each token gets what its own row's mixture of adapters makes of it:
 
-    h  = x @ A_all.T      (tokens, R)    R = the sum of the active adapters' ranks
-    h *= weights          (tokens, R)    zero for adapters that the token's row does not use
-    y += h @ B_all.T      (tokens, out)
+    y += weight * (x @ A.T) @ B.T
 
-A base row is a row of zeros, and a mixture of several adapters in one row costs nothing extra.
-Layers that read one input share h; in B_all each fills the columns of its own outputs.
-
-Every adapter spends its arithmetic on every token of a segment. While rows are few that costs less
-than calling twice as often. So decoding neighbours share a segment if that is cheaper, by the fixed
-cost of a product measured on this machine. A prompt has many tokens, and the sets of adapters that
-prompts would be packed with change from step to step: they are read with the factors as loaded.
-
-On a CPU in bfloat16 a row comes out with the same bits whoever shares its forward: each kernel sums
-a row in one order, and what other adapters contribute is an exact zero.
+A forward has a plan: segments of neighbouring tokens, and how each is computed. Prompts have many
+tokens, and are read with the factors as loaded (here). Rows that decode have one token each: a
+kernel of our own takes each row's factors (`base.tables`), or, where that does not run, all active
+adapters are laid under each other (`base.packing`).
 """
 
 import contextlib
@@ -27,8 +19,6 @@ from typing import Protocol, Self
 from torch import Tensor
 from torch.nn import functional
 
-from one4all_lc.base.kernels import LazyPair
-
 Mixture = tuple[tuple[str, float], ...]
 """What one row is made of: (adapter identity, weight) pairs; the base alone is `()`."""
 
@@ -39,7 +29,8 @@ class Adapter:
 
     Attributes:
         identity: Hash of weights and scales.
-        factors: Module path to (A of shape (rank, in), scaled B of shape (out, rank)).
+        factors: Module path to (A of shape (rank, in), scaled B of shape (out, rank)). The elements
+            of one rank lie side by side in both, if no kernel shall copy them.
     """
 
     identity: str
@@ -63,23 +54,11 @@ class AdaptersById(Protocol):
 
 
 class Group(Protocol):
-    """Linear layers of one input: their module paths and the widths of their outputs."""
+    """Linear layers of one input: their module paths, its width and those of their outputs."""
 
     names: tuple[str, ...]
     widths: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class LoraTerm:
-    """What one packing adds in one group.
-
-    Attributes:
-        pair: The adapters' A and B.
-        owners: For each of the R columns, which of the packing's adapters it belongs to.
-    """
-
-    pair: LazyPair
-    owners: tuple[int, ...]
+    in_features: int
 
 
 class Segment(Protocol):
@@ -89,34 +68,8 @@ class Segment(Protocol):
     def tokens(self) -> slice:
         """Which of the forward's tokens, rows one after another."""
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
-
-
-@dataclass(frozen=True, eq=False)
-class DecodingSegment:
-    """Tokens that are decoded with one packing, a row each.
-
-    Attributes:
-        tokens: Which of the forward's tokens.
-        terms: By the group's first module path.
-        weights: By a term's owners, shape (tokens, R); empty if every adapter counts once in full.
-    """
-
-    tokens: slice
-    terms: Mapping[str, LoraTerm]
-    weights: Mapping[tuple[int, ...], Tensor]
-
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
-        term = self.terms.get(name)
-        if term is None:
-            return y
-        pair = term.pair.made
-        h = pair.shrink(x)
-        if self.weights:
-            h *= self.weights[term.owners]
-        return y.add_(pair.expand(h))
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,14 +101,13 @@ class ReadingSegment:
                         factors.setdefault(group.names[0], []).append((outputs, *pair, weight))
         return cls(tokens, factors)
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
         for outputs, a, b, weight in self.factors.get(name, ()):
             h = functional.linear(x, a)
             if weight != 1:
                 h *= weight
             y[:, outputs] += functional.linear(h, b)
-        return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,14 +122,14 @@ class Plan:
     decoding: int = 0
     segments: tuple[Segment, ...] = ()
 
-    def add(self, name: str, x: Tensor, y: Tensor) -> Tensor:
-        """Return y (tokens, out) with what the adapters make of x (tokens, in) in one group."""
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
         for segment in self.segments:
             part = segment.tokens
             if part.stop - part.start == x.shape[0]:
-                return segment.add(name, x, y)
-            y[part] = segment.add(name, x[part], y[part])
-        return y
+                segment.add(name, x, y)
+            else:
+                segment.add(name, x[part], y[part])
 
 
 class PlanCell:

@@ -1,27 +1,72 @@
-"""Adapters laid under each other for the rows that decode, and the plans that use them."""
+"""Adapters laid under each other for the rows that decode, where no kernel takes each row's own.
 
-import itertools
+The active adapters' A lie under each other, and so do their scaled B:
+
+    h  = x @ A_all.T      (rows, R)    R = the sum of the active adapters' ranks
+    h *= weights          (rows, R)    zero for adapters that the row does not use
+    y += h @ B_all.T      (rows, out)
+
+A base row is a row of zeros, and a mixture of several adapters in one row costs nothing extra.
+Layers that read one input share h; in B_all each fills the columns of its own outputs.
+
+Every adapter spends its arithmetic on every row of a segment. While rows are few that costs less
+than calling twice as often. So neighbours share a segment if that is cheaper, by the fixed cost of
+a product measured on this machine.
+"""
+
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from one4all_lc.base.kernels import WHOLE, Kernels, LazyPair
-from one4all_lc.base.lora import (
-    Adapter,
-    AdaptersById,
-    DecodingSegment,
-    Group,
-    LoraTerm,
-    Mixture,
-    Plan,
-    ReadingSegment,
-    Segment,
-)
+from one4all_lc.base.kernels import Dense, seconds
+from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment
 
 DEFAULT_PACKED_BYTES = 1 << 29
 """Bytes of packings that are kept: the running batch's, and those of the batches before."""
+
+
+@dataclass(frozen=True, eq=False)
+class LoraTerm:
+    """What one packing adds in one group.
+
+    Attributes:
+        a: The adapters' A, shape (R, in).
+        b: Their B, shape (out, R).
+        owners: For each of the R columns, which of the packing's adapters it belongs to.
+    """
+
+    a: Tensor
+    b: Tensor
+    owners: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSegment:
+    """Rows that are decoded with one packing, a token each.
+
+    Attributes:
+        tokens: Which of the forward's tokens.
+        terms: By the group's first module path.
+        weights: By a term's owners, shape (tokens, R); empty if every adapter counts once in full.
+    """
+
+    tokens: slice
+    terms: Mapping[str, LoraTerm]
+    weights: Mapping[tuple[int, ...], Tensor]
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
+        term = self.terms.get(name)
+        if term is None:
+            return
+        h = functional.linear(x, term.a)
+        if self.weights:
+            h *= self.weights[term.owners]
+        y += functional.linear(h, term.b)
 
 
 class Packing:
@@ -30,31 +75,28 @@ class Packing:
     Args:
         adapters: Each once, at least one.
         groups: The base's groups of linears.
-        kernels: How weights are laid out on this machine.
     """
 
-    def __init__(
-        self, adapters: Sequence[Adapter], groups: Sequence[Group], kernels: Kernels
-    ) -> None:
+    def __init__(self, adapters: Sequence[Adapter], groups: Sequence[Group]) -> None:
         self.column = {adapter.identity: i for i, adapter in enumerate(adapters)}
         self._like = next(iter(adapters[0].factors.values()))[0]
         self._terms: dict[str, LoraTerm] = {}
         for group in groups:
-            term = _pack(adapters, group, kernels)
+            term = _pack(adapters, group)
             if term is not None:
                 self._terms[group.names[0]] = term
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of what is laid out, or will be in the first forward."""
-        return sum(term.pair.memory_bytes for term in self._terms.values())
+        """Bytes of what is laid out."""
+        return sum(term.a.nbytes + term.b.nbytes for term in self._terms.values())
 
-    def segment(self, tokens: slice, rows: Sequence[Mixture]) -> DecodingSegment:
+    def segment(self, tokens: slice, rows: Sequence[Mixture]) -> PackedSegment:
         """Return the segment of rows of one token each."""
         if len(self.column) == 1 and all(
             len(mixture) == 1 and mixture[0][1] == 1 for mixture in rows
         ):
-            return DecodingSegment(tokens, self._terms, {})
+            return PackedSegment(tokens, self._terms, {})
         mixing = torch.zeros(len(rows), len(self.column))
         for row, mixture in enumerate(rows):
             for identity, weight in mixture:
@@ -62,10 +104,10 @@ class Packing:
         mixing = mixing.to(self._like.device, self._like.dtype)
         owners = {term.owners for term in self._terms.values()}
         weights = {item: mixing[:, list(item)] for item in owners}
-        return DecodingSegment(tokens, self._terms, weights)
+        return PackedSegment(tokens, self._terms, weights)
 
 
-def _pack(adapters: Sequence[Adapter], group: Group, kernels: Kernels) -> LoraTerm | None:
+def _pack(adapters: Sequence[Adapter], group: Group) -> LoraTerm | None:
     """Lay the adapters' factors for one group under each other; None if no adapter has any."""
     # Of each factor: its adapter, the first of its outputs, A and B.
     placed = [
@@ -77,57 +119,52 @@ def _pack(adapters: Sequence[Adapter], group: Group, kernels: Kernels) -> LoraTe
     owners = tuple(i for i, _, a, _ in placed for _ in range(a.shape[0]))
     if not owners:
         return None
-    missing = -len(owners) % WHOLE  # ranks of zeros up to a width that every kernel takes
-
-    def factors() -> tuple[Tensor, Tensor]:
-        rank, like = len(owners) + missing, placed[0][2]
-        a_all = like.new_zeros(rank, like.shape[1])
-        b_all = like.new_zeros(sum(group.widths), rank)
-        column = 0
-        for _, first, a, b in placed:
-            columns = slice(column, column + a.shape[0])
-            a_all[columns] = a
-            b_all[first : first + b.shape[0], columns] = b
-            column = columns.stop
-        return a_all, b_all
-
-    size = (len(owners) + missing) * (placed[0][2].shape[1] + sum(group.widths))
-    return LoraTerm(LazyPair(kernels, factors, size), owners + owners[-1:] * missing)
+    rank, like = len(owners), placed[0][2]
+    a_all = like.new_zeros(rank, like.shape[1])
+    b_all = like.new_zeros(sum(group.widths), rank)
+    column = 0
+    for _, first, a, b in placed:
+        columns = slice(column, column + a.shape[0])
+        a_all[columns] = a
+        b_all[first : first + b.shape[0], columns] = b
+        column = columns.stop
+    return LoraTerm(a_all, b_all, owners)
 
 
 class Packer:
-    """Makes plans, and keeps the packings that they used last.
+    """Lays out the adapters of rows that decode, and keeps the packings that it used last.
 
     Args:
         groups: The base's groups of linears.
-        kernels: How weights are laid out on this machine, and what a product costs.
+        rank_overhead: What one segment more costs, in rows times rank.
         budget: Bytes; packings beyond it are dropped, least recently used first, but for those of
             the running forward.
     """
 
     def __init__(
-        self, groups: Sequence[Group], kernels: Kernels, budget: int = DEFAULT_PACKED_BYTES
+        self,
+        groups: Sequence[Group],
+        rank_overhead: float,
+        budget: int = DEFAULT_PACKED_BYTES,
     ) -> None:
-        self._groups, self._kernels, self._budget = groups, kernels, budget
+        self._groups, self._rank_overhead, self._budget = groups, rank_overhead, budget
         self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
-        self._last: tuple[object, Plan] = (None, Plan())
-        self._planned = frozenset[str]()
 
-    def plan(
-        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int = 0
-    ) -> Plan:
-        """Return the plan of a forward.
-
-        Args:
-            rows: Each (number of tokens, mixture), one after another.
-            adapters: Every adapter that the rows name, by identity.
-            decoding: The first so many rows have one token each, which is decoded.
-        """
-        key = (tuple(rows), decoding)
-        if key != self._last[0]:  # while nobody joins or leaves, a step is like the one before
-            self._last = (key, self._plan(rows, adapters, decoding))
-            self._planned = _identities(mixture for _, mixture in rows)
-        return self._last[1]
+    def segments(self, rows: Sequence[Mixture], adapters: AdaptersById) -> list[Segment]:
+        """Return what adapters add to the first so many tokens of a forward, a row each."""
+        segments: list[Segment] = []
+        used: set[Packing] = set()
+        first = 0
+        for part in self._parts(rows, adapters):
+            tokens = slice(first, first + len(part))
+            first = tokens.stop
+            identities = _identities(part)
+            if identities:
+                packing = self._packing(identities, adapters)
+                used.add(packing)
+                segments.append(packing.segment(tokens, part))
+        self._make_room(used)
+        return segments
 
     @property
     def memory_bytes(self) -> int:
@@ -139,39 +176,13 @@ class Packer:
         for key in list(self._packings):
             if not all(identity in identities for identity in key):
                 del self._packings[key]
-        if not all(identity in identities for identity in self._planned):
-            self._last, self._planned = (None, Plan()), frozenset()
 
-    def _plan(
-        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
-    ) -> Plan:
-        segments: list[Segment] = []
-        used: set[Packing] = set()
-        first = 0
-        for part in self._decoding_parts([mixture for _, mixture in rows[:decoding]], adapters):
-            tokens = slice(first, first + len(part))
-            first = tokens.stop
-            identities = _identities(part)
-            if identities:
-                packing = self._packing(identities, adapters)
-                used.add(packing)
-                segments.append(packing.segment(tokens, part))
-        for mixture, prompts in itertools.groupby(rows[decoding:], lambda row: row[1]):
-            tokens = slice(first, first + sum(count for count, _ in prompts))
-            first = tokens.stop
-            if mixture:
-                segments.append(ReadingSegment.of(tokens, mixture, adapters, self._groups))
-        self._make_room(used)
-        return Plan(decoding, tuple(segments))
-
-    def _decoding_parts(
-        self, rows: Sequence[Mixture], adapters: AdaptersById
-    ) -> Iterator[list[Mixture]]:
-        """Cut decoding rows into segments where one more costs less than wasted arithmetic."""
+    def _parts(self, rows: Sequence[Mixture], adapters: AdaptersById) -> Iterator[list[Mixture]]:
+        """Cut rows into segments where one more costs less than wasted arithmetic."""
 
         def cost(tokens: int, identities: frozenset[str]) -> float:
             rank = sum(adapters[identity].rank for identity in identities)
-            return tokens * rank + (self._kernels.rank_overhead if identities else 0)
+            return tokens * rank + (self._rank_overhead if identities else 0)
 
         part: list[Mixture] = []
         held = frozenset[str]()
@@ -195,7 +206,7 @@ class Packer:
         key = min(fits, key=len, default=identities)
         if key not in self._packings:
             members = [adapters[identity] for identity in sorted(key)]
-            self._packings[key] = Packing(members, self._groups, self._kernels)
+            self._packings[key] = Packing(members, self._groups)
         self._packings.move_to_end(key)
         return self._packings[key]
 
@@ -211,3 +222,21 @@ class Packer:
 
 def _identities(rows: Iterable[Mixture]) -> frozenset[str]:
     return frozenset(identity for mixture in rows for identity, _ in mixture)
+
+
+@torch.inference_mode()
+def measured_overhead(groups: Sequence[Group], device: torch.device, dtype: torch.dtype) -> float:
+    """Return for how many rows times rank the fixed cost of a segment's products would pay."""
+    shapes = sorted({(sum(group.widths), group.in_features) for group in groups})[:8]
+
+    def cost(rows: int, rank: int) -> float:
+        products, inputs = [], []
+        for out_features, in_features in shapes:
+            for out, width in ((rank, in_features), (out_features, rank)):
+                products.append(Dense(torch.full((out, width), 0.01, dtype=dtype, device=device)))
+                inputs.append(torch.ones(rows, width, dtype=dtype, device=device))
+        return seconds(products, inputs, runs=7)
+
+    least, most = cost(1, 16), cost(32, 256)
+    slope = (most - least) / (32 * 256 - 16)
+    return least / max(slope, 1e-12)

@@ -216,6 +216,7 @@ def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adap
         a, b = tensors[f"{prefix}A.weight"], tensors[f"{prefix}B.weight"]
         factors[module] = (
             a.to(device, dtype).contiguous(),
-            (b.float() * factor.scale).to(device, dtype).contiguous(),
+            # Transposed: kernels read the outputs of one rank side by side.
+            (b.float() * factor.scale).to(device, dtype).t().contiguous().t(),
         )
     return Adapter(expert.identity, factors)

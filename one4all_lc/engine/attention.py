@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from one4all_lc.base.compiled import attention as compiled
+
 TILE = 64
 """Columns are read, and tokens of prompts computed, in whole tiles.
 
@@ -60,15 +62,30 @@ class Span:
         return mask.masked_fill_(~visible, torch.finfo(dtype).min).repeat(1, groups, 1)[:, None]
 
 
-@dataclass(eq=False)
-class Spans:
-    """All spans of one forward, and their masks, which the layers share.
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Tokens that decode and attend in a kernel of our own, each in its own row: the first ones.
 
     Attributes:
-        spans: They take the forward's tokens one after another.
+        slots: Slot of every token, int64.
+        positions: Column of every token, int64.
+    """
+
+    slots: Tensor
+    positions: Tensor
+
+
+@dataclass(eq=False)
+class Spans:
+    """How the tokens of one forward attend, and masks, which the layers share.
+
+    Attributes:
+        rows: The first tokens; None if spans take them too.
+        spans: They take the other tokens one after another.
         order: Which token comes at each place in the spans; None if they come as they are.
     """
 
+    rows: Rows | None
     spans: Sequence[Span]
     order: Tensor | None = None
     _masks: dict[tuple[int | None, int], list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -95,6 +112,10 @@ class Spans:
         if self.order is not None:
             query = query[self.order]
         outputs = []
+        if self.rows is not None:
+            slots, positions = self.rows.slots, self.rows.positions
+            part = query[: slots.shape[0]].contiguous()
+            outputs.append(compiled.attend(part, keys, values, slots, positions, scale, width))
         for span, mask in zip(self.spans, self._masks_of(width, groups, query.dtype), strict=True):
             rows, length = span.positions.shape
             # Heads that share keys are more queries of those: (rows, key heads, groups * length).

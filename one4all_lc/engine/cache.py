@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from one4all_lc.base.compiled import slots as compiled
+from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.engine.attention import TILE
 
 
@@ -99,10 +101,8 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
-        slots, positions = self.target
-        # Indices around a slice: the indexed axes come first, (tokens, heads, size).
-        self.keys[slots, :, positions] = key_states[0].transpose(0, 1)
-        self.values[slots, :, positions] = value_states[0].transpose(0, 1)
+        _write(key_states, self.keys, *self.target)
+        _write(value_states, self.values, *self.target)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -116,6 +116,15 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No bound: slots grow."""
         return -1
+
+
+def _write(x: Tensor, store: Tensor, slots: Tensor, columns: Tensor) -> None:
+    """Write (1, heads, tokens, size) into the slots of a store."""
+    if runs(store.device, store.dtype):
+        compiled.write(x if x.stride(3) == 1 else x.contiguous(), store, slots, columns)
+    else:
+        # Indices around a slice: the indexed axes come first, (tokens, heads, size).
+        store[slots, :, columns] = x[0].transpose(0, 1)
 
 
 def _moved(store: Tensor, slots: int, columns: int) -> Tensor:

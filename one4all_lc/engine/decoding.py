@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from one4all_lc.base import norms
+from one4all_lc.base import norms, rotary
+from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.lora import AdaptersById, Mixture
-from one4all_lc.base.packing import DEFAULT_PACKED_BYTES, Packer
+from one4all_lc.base.packing import DEFAULT_PACKED_BYTES
+from one4all_lc.base.planning import Planner
 from one4all_lc.engine import attention
-from one4all_lc.engine.attention import Span, Spans
+from one4all_lc.engine.attention import Rows, Span, Spans
 from one4all_lc.engine.cache import SlotCache
 from one4all_lc.errors import ModelNotFound
 
@@ -51,10 +53,12 @@ class Decoder:
         _check_attention(base)
         attention.install(base.model)
         norms.fuse(base.model)
+        rotary.fuse(base.model)
         linears = Linears.of(base)
         self._base = base
         self._cell = linears.cell
-        self._packer = Packer(linears.groups, linears.kernels, packed_bytes)
+        self._compiled = runs(base.device, base.dtype)
+        self._planner = Planner.of(linears, packed_bytes)
         config = base.model.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers)
 
@@ -84,7 +88,7 @@ class Decoder:
         self.cache.aim(slots, positions)
         decoding = sum(row.decodes for row in rows)
         mixtures = [(len(row.tokens), row.mixture) for row in placed]
-        plan = self._packer.plan(mixtures, adapters, decoding)
+        plan = self._planner.plan(mixtures, adapters, decoding)
         last = torch.empty(len(rows), dtype=torch.long)
         last[torch.tensor(order)] = counts.cumsum(0) - 1
         with self._cell.using(plan):
@@ -95,19 +99,33 @@ class Decoder:
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=last.to(device),
-                spans=_spans(placed, decoding, positions),
+                spans=self._spans(placed, decoding, slots, positions),
             )
         logits: Tensor = output.logits[0]
         return logits
 
+    def _spans(
+        self, rows: Sequence[RowInput], decoding: int, slots: Tensor, positions: Tensor
+    ) -> Spans:
+        """Say how the tokens of placed rows, those that decode first, attend."""
+        reading = _reading_spans(rows[decoding:], decoding, positions)
+        if self._compiled:
+            first = Rows(slots[:decoding], positions[:decoding]) if decoding else None
+            return Spans(first, reading)
+        spans, order = _decoding_spans(rows[:decoding], positions)
+        if order is None:
+            return Spans(None, spans + reading)
+        order += range(decoding, positions.shape[0])
+        return Spans(None, spans + reading, torch.tensor(order, device=positions.device))
+
     @property
     def packed_bytes(self) -> int:
         """Bytes of packed adapters."""
-        return self._packer.memory_bytes
+        return self._planner.memory_bytes
 
     def drop_all_but(self, adapters: Container[str]) -> None:
         """Forget packed adapters that are not in memory any more."""
-        self._packer.keep(adapters)
+        self._planner.keep(adapters)
 
     @torch.inference_mode()
     def forget(self, slot: int) -> None:
@@ -123,16 +141,19 @@ def _place(row: RowInput) -> tuple[bool, Mixture, int]:
     return not row.decodes, row.mixture, row.slot
 
 
-def _spans(rows: Sequence[RowInput], decoding: int, positions: Tensor) -> Spans:
-    """Cut the tokens of placed rows, those that decode first, into what attends together."""
-    # Neighbours in the cache attend together, neighbours in the forward share adapters.
-    order = sorted(range(decoding), key=lambda i: rows[i].slot)
-    moved = order != list(range(decoding))
+def _decoding_spans(
+    rows: Sequence[RowInput], positions: Tensor
+) -> tuple[list[Span], list[int] | None]:
+    """Cut rows that decode into what attends together, and say in which order they lie there.
+
+    Neighbours in the cache attend together, neighbours in the forward share adapters.
+    """
+    order = sorted(range(len(rows)), key=lambda i: rows[i].slot)
+    moved = order != list(range(len(rows)))
     if moved:
-        order += range(decoding, positions.shape[0])
         positions = positions[torch.tensor(order, device=positions.device)]
-    slots = [rows[i].slot for i in order[:decoding]]
-    runs = attention.decoding_spans(slots, [rows[i].start for i in order[:decoding]])
+    slots = [rows[i].slot for i in order]
+    runs = attention.decoding_spans(slots, [rows[i].start for i in order])
     spans = [
         Span(
             slice(first, after),
@@ -142,13 +163,18 @@ def _spans(rows: Sequence[RowInput], decoding: int, positions: Tensor) -> Spans:
         )
         for first, after, end in runs
     ]
-    offset = decoding
-    for row in rows[decoding:]:
+    return spans, order if moved else None
+
+
+def _reading_spans(rows: Sequence[RowInput], offset: int, positions: Tensor) -> list[Span]:
+    """Cut the chunks of prompts, which begin after so many tokens, into tiles."""
+    spans = []
+    for row in rows:
         for first, after, end in attention.reading_spans(row.start, len(row.tokens)):
             tokens = slice(offset, offset + after - first)
             spans.append(Span(tokens, slice(row.slot, row.slot + 1), end, positions[None, tokens]))
             offset = tokens.stop
-    return Spans(spans, torch.tensor(order, device=positions.device) if moved else None)
+    return spans
 
 
 def _check_attention(base: SharedBase) -> None:

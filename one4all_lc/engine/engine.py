@@ -10,6 +10,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
@@ -80,12 +81,13 @@ class Engine:
                 raise InvalidInput(msg)
             self.base = base
             self.max_rows = max_rows
-            # Packed for decoding, an adapter takes some three quarters of what it takes as loaded.
-            loaded_bytes = adapter_bytes * 4 // 7
+            # Where adapters are packed for decoding, they take half as much again as loaded.
+            packed_bytes = 0 if runs(base.device, base.dtype) else adapter_bytes * 3 // 5
+            loaded_bytes = adapter_bytes - packed_bytes
             self.adapter_bytes = adapter_bytes
             self.residency = Residency(base.device, base.dtype, loaded_bytes, self._stir)
             with passing_threads():
-                self._decoder = Decoder(base, adapter_bytes - loaded_bytes)
+                self._decoder = Decoder(base, packed_bytes)
             self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()

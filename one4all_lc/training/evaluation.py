@@ -9,7 +9,7 @@ from typing import Any
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import Quantization, SharedBase
 from one4all_lc.base.lora import Adapter, Mixture
-from one4all_lc.base.packing import Packer
+from one4all_lc.base.planning import Planner
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
@@ -153,14 +153,14 @@ def _loss(
     from one4all_lc.training.trainer import answer_loss, collate, features
 
     linears = Linears.of(shared)
-    packer = Packer(linears.groups, linears.kernels)
+    planner = Planner.of(linears)
     total = 0.0
     for start in range(0, len(examples), batch_rows):
         batch = examples[start : start + batch_rows]
         inputs = collate([features(example) for example in batch])
         placed = {name: tensor.to(shared.device) for name, tensor in inputs.items()}
         length = placed["input_ids"].shape[1]
-        plan = packer.plan([(length, mixture)] * len(batch), adapters)
+        plan = planner.plan([(length, mixture)] * len(batch), adapters)
         with torch.inference_mode(), linears.cell.using(plan):
             total += float(answer_loss(shared.model, placed))
     return total

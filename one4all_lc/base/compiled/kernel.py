@@ -1,0 +1,87 @@
+"""Compiling a kernel for the type of its tensors, and running it on torch's own threads."""
+
+import contextlib
+import ctypes
+import functools
+import struct
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_STANDS_FOR = {torch.bfloat16: "uint16", torch.float32: "float32"}
+
+
+def runs(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether kernels run on tensors of this device and type."""
+    return device.type == "cpu" and dtype in _STANDS_FOR
+
+
+class Kernel:
+    """A function that is compiled for this processor.
+
+    It takes a pointer to its arguments. The first is the number of the next unit of work: every
+    thread takes units until none is left. The second is how many there are.
+
+    Args:
+        function: It uses only what Numba compiles.
+    """
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self._function = function
+        self._compiled: dict[torch.dtype, tuple[int, Callable[[int], None]]] = {}
+
+    def __call__(
+        self, dtype: torch.dtype, units: int, *arguments: int, parallel: bool = True
+    ) -> None:
+        """Run it.
+
+        Args:
+            dtype: Of the tensors that the arguments point to.
+            units: How many units of work there are.
+            *arguments: What it takes besides: numbers, and addresses of contiguous tensors.
+            parallel: Whether they are worth waking other threads.
+        """
+        address, alone = self._compiled.get(dtype) or self.compile(dtype)
+        given = array("q", (0, units, *arguments))
+        pointer = given.buffer_info()[0]
+        together = _together() if parallel else None
+        if together is None:
+            alone(pointer)
+        else:
+            together(address, pointer, 0, 0)
+
+    def compile(self, dtype: torch.dtype) -> tuple[int, Callable[[int], None]]:
+        """Compile it for a type, or read what was compiled before; return address and function."""
+        if dtype not in self._compiled:
+            from numba import cfunc, types
+
+            from one4all_lc.base.compiled.elements import FAST
+
+            element = getattr(types, _STANDS_FOR[dtype])
+            signature = types.void(types.CPointer(element))
+            made = cfunc(signature, cache=True, fastmath=FAST)(self._function)
+            call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
+            self._compiled[dtype] = (made.address, call)
+            self._kept = made  # the machine code lives as long as this
+        return self._compiled[dtype]
+
+
+@functools.cache
+def _together() -> Callable[[int, int, int, int], None] | None:
+    """Return GNU OpenMP's own way to run a function on the threads that torch's products use.
+
+    A pool of threads beside torch's would slow both (see `base.threads`).
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        run = ctypes.CDLL(None).GOMP_parallel
+        run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        run.restype = None
+        return run
+    return None
+
+
+def bits_of(number: float) -> int:
+    """Return a float32's bits, to be passed as an argument."""
+    return int.from_bytes(struct.pack("<f", number), "little")

@@ -1,0 +1,144 @@
+"""What adapters add to rows that decode: each row's own factors, read once for its neighbours.
+
+    h = x @ A.T      (rows, rank)
+    y += h @ B       (rows, out)      B of shape (rank, out)
+
+Rows that share a mixture are computed up to `ROWS` at a time, since reading the factors is what it
+costs.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import carray, njit, types
+from torch import Tensor
+
+from one4all_lc.base.compiled.elements import (
+    FAST,
+    as_float,
+    elements,
+    integers,
+    narrow,
+    table,
+    take,
+    widen,
+)
+from one4all_lc.base.compiled.kernel import Kernel
+
+ROWS = 4
+"""Rows of one unit of work: few enough that a batch of one mixture is work for several threads."""
+
+FIELDS = 6
+"""Of a factor pair: addresses of A and B, rank, first output, outputs, bits of the weight."""
+
+
+@njit(fastmath=FAST)
+def _shrink(x: Any, a: Any, weight: Any, h: Any) -> None:
+    """Set h to weight * a @ x, eight ranks at once: they share the loads of x."""
+    rank, features = a.shape
+    for r in range(0, rank - 7, 8):
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        s4, s5, s6, s7 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for i in range(features):
+            s0 += x[i] * widen(a[r, i])
+            s1 += x[i] * widen(a[r + 1, i])
+            s2 += x[i] * widen(a[r + 2, i])
+            s3 += x[i] * widen(a[r + 3, i])
+            s4 += x[i] * widen(a[r + 4, i])
+            s5 += x[i] * widen(a[r + 5, i])
+            s6 += x[i] * widen(a[r + 6, i])
+            s7 += x[i] * widen(a[r + 7, i])
+        h[r], h[r + 1], h[r + 2], h[r + 3] = s0 * weight, s1 * weight, s2 * weight, s3 * weight
+        h[r + 4], h[r + 5], h[r + 6], h[r + 7] = s4 * weight, s5 * weight, s6 * weight, s7 * weight
+    for r in range(rank - rank % 8, rank):
+        s0 = np.float32(0)
+        for i in range(features):
+            s0 += x[i] * widen(a[r, i])
+        h[r] = s0 * weight
+
+
+@njit(fastmath=FAST)
+def _expand(h: Any, b: Any, y: Any) -> None:
+    """Add h @ b to y, eight ranks at once: they share the loads of y."""
+    rank, outputs = b.shape
+    for r in range(0, rank - 7, 8):
+        for i in range(outputs):
+            y[i] += (
+                h[r] * widen(b[r, i])
+                + h[r + 1] * widen(b[r + 1, i])
+                + h[r + 2] * widen(b[r + 2, i])
+                + h[r + 3] * widen(b[r + 3, i])
+                + h[r + 4] * widen(b[r + 4, i])
+                + h[r + 5] * widen(b[r + 5, i])
+                + h[r + 6] * widen(b[r + 6, i])
+                + h[r + 7] * widen(b[r + 7, i])
+            )
+    for r in range(rank - rank % 8, rank):
+        for i in range(outputs):
+            y[i] += h[r] * widen(b[r, i])
+
+
+@njit(fastmath=FAST)
+def _add_pair(x: Any, a: Any, b: Any, weight: Any, y: Any, scratch: Any) -> None:
+    """Add weight * x @ a.T @ b to y, which has the elements of a tensor."""
+    h, sums = scratch
+    _shrink(x, a, weight, h)
+    for i in range(b.shape[1]):
+        sums[i] = widen(y[i])
+    _expand(h, b, sums)
+    for i in range(b.shape[1]):
+        y[i] = narrow(sums[i], y[i])
+
+
+@Kernel
+def _add(pointer: Any) -> None:
+    arguments = carray(integers(pointer), 9)
+    count, features, outputs = arguments[1], arguments[4], arguments[5]
+    units = table(arguments[6], (count, 4))
+    group, rank = arguments[7], arguments[8]
+    x = np.empty((ROWS, features), np.float32)
+    scratch = np.empty(rank, np.float32), np.empty(outputs, np.float32)
+    while True:
+        unit = take(integers(pointer))
+        if unit >= count:
+            break
+        first, rows, factors = units[unit, 0], units[unit, 1], units[unit, 3]
+        pairs = table(units[unit, 2] + 8 * FIELDS * factors * group, (factors, FIELDS))
+        for row in range(rows):
+            given = elements(arguments[2], (first + row) * features, features, pointer)
+            for i in range(features):
+                x[row, i] = widen(given[i])
+        for pair in range(factors):
+            own, begin, width = pairs[pair, 2], pairs[pair, 3], pairs[pair, 4]
+            a = elements(pairs[pair, 0], 0, (own, features), pointer)
+            b = elements(pairs[pair, 1], 0, (own, width), pointer)
+            weight = as_float(types.uint32(pairs[pair, 5]))
+            for row in range(rows):
+                y = elements(arguments[3], (first + row) * outputs + begin, width, pointer)
+                _add_pair(x[row], a, b, weight, y, scratch)
+
+
+def add(x: Tensor, y: Tensor, units: Tensor, group: int, rank: int) -> None:
+    """Add to y what adapters make of x.
+
+    Args:
+        x: Shape (rows, in), contiguous.
+        y: Shape (rows, out), contiguous.
+        units: Shape (units, 4), int64: first row, number of rows up to `ROWS`, address of their
+            mixture's table, and how many factor pairs that has for each group of layers. A table
+            has `FIELDS` int64 a pair; a pair of rank 0 adds nothing.
+        group: Which group of layers x is the input of.
+        rank: The largest.
+    """
+    _add(
+        x.dtype,
+        units.shape[0],
+        x.data_ptr(),
+        y.data_ptr(),
+        x.shape[1],
+        y.shape[1],
+        units.data_ptr(),
+        group,
+        rank,
+        parallel=units.shape[0] > 1,
+    )

@@ -1,0 +1,126 @@
+"""Where a kernel finds the factors of the adapters that each decoding row is computed with."""
+
+import itertools
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from one4all_lc.base.compiled import lora
+from one4all_lc.base.compiled.kernel import bits_of
+from one4all_lc.base.lora import AdaptersById, Group, Mixture, Segment
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The factor pairs of one mixture.
+
+    Attributes:
+        pairs: Shape (groups, pairs of a group, `lora.FIELDS`), int64.
+        factors: The tensors that it points to.
+        rank: The largest of them.
+    """
+
+    pairs: Tensor
+    factors: tuple[Tensor, ...]
+    rank: int
+
+    @classmethod
+    def of(cls, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]) -> "Table":
+        """Note where the factors of a mixture lie."""
+        kept: list[Tensor] = []
+        rows: list[list[tuple[int, ...]]] = []
+        for group in groups:
+            firsts = itertools.accumulate(group.widths, initial=0)
+            row: list[tuple[int, ...]] = []
+            for (name, width), first in zip(
+                zip(group.names, group.widths, strict=True), firsts, strict=False
+            ):
+                for identity, weight in mixture:
+                    pair = adapters[identity].factors.get(name)
+                    if pair is None:
+                        continue
+                    a, b = pair[0].contiguous(), pair[1].t().contiguous()
+                    kept += [a, b]
+                    place = (a.shape[0], first, width, bits_of(weight))
+                    row.append((a.data_ptr(), b.data_ptr(), *place))
+            rows.append(row)
+        pairs = torch.zeros(len(rows), max(map(len, rows)), lora.FIELDS, dtype=torch.long)
+        for i, row in enumerate(rows):
+            if row:
+                pairs[i, : len(row)] = torch.tensor(row)
+        return cls(pairs, tuple(kept), int(pairs[:, :, 2].max()))
+
+
+@dataclass(frozen=True, eq=False)
+class TableSegment:
+    """Rows that are decoded, each with the factors of its own mixture.
+
+    Attributes:
+        tokens: Which of the forward's tokens.
+        units: As `lora.add` takes them.
+        tables: Those that the units point to.
+        groups: Number of each group, by its first module path.
+        rank: The largest of the tables' ranks.
+    """
+
+    tokens: slice
+    units: Tensor
+    tables: tuple[Table, ...]
+    groups: Mapping[str, int]
+    rank: int
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
+        group = self.groups.get(name)
+        if group is not None:
+            lora.add(x.contiguous(), y, self.units, group, self.rank)
+
+
+class Tables:
+    """The tables of the mixtures that were decoded with last.
+
+    Args:
+        groups: The base's groups of linears.
+    """
+
+    memory_bytes = 0
+    """The factors are those that were loaded."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        self._numbers = {group.names[0]: i for i, group in enumerate(groups)}
+        self._tables: dict[Mixture, Table] = {}
+
+    def segments(self, rows: Sequence[Mixture], adapters: AdaptersById) -> list[Segment]:
+        """Return what adapters add to the first so many tokens of a forward, a row each."""
+        units: list[tuple[int, int, int, int]] = []
+        tables: list[Table] = []
+        first = 0
+        for mixture, same in itertools.groupby(rows):
+            after = first + len(list(same))
+            if mixture:
+                table = self._table(mixture, adapters)
+                tables.append(table)
+                pairs = table.pairs.shape[1]
+                units += [
+                    (row, min(lora.ROWS, after - row), table.pairs.data_ptr(), pairs)
+                    for row in range(first, after, lora.ROWS)
+                ]
+            first = after
+        if not units:
+            return []
+        tokens, rank = slice(0, first), max(table.rank for table in tables)
+        return [TableSegment(tokens, torch.tensor(units), tuple(tables), self._numbers, rank)]
+
+    def keep(self, identities: Container[str]) -> None:
+        """Let go of adapters that are not among these any more."""
+        for mixture in list(self._tables):
+            if not all(identity in identities for identity, _ in mixture):
+                del self._tables[mixture]
+
+    def _table(self, mixture: Mixture, adapters: AdaptersById) -> Table:
+        if mixture not in self._tables:
+            self._tables[mixture] = Table.of(mixture, adapters, self._groups)
+        return self._tables[mixture]

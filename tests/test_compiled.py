@@ -1,0 +1,130 @@
+"""Our own kernels against torch in float64: right, for every shape, and no matter who else runs."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from one4all_lc.base import norms, rotary
+from one4all_lc.base.compiled import attention, kernel, lora, norm, rotation, slots
+from one4all_lc.base.compiled.kernel import bits_of
+
+TYPES = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
+
+
+@pytest.fixture(params=TYPES, ids=str)
+def dtype(request):
+    torch.manual_seed(0)
+    return request.param
+
+
+def close(found, expected):
+    assert found.shape == expected.shape
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error < TYPES[found.dtype], f"{float(error):.2e}"
+
+
+@pytest.mark.parametrize("shape", [(1, 576), (3, 5, 64), (2000, 48), (1, 7)])
+def test_norms(dtype, shape):
+    x, gain = torch.randn(shape).to(dtype), torch.rand(shape[-1]).to(dtype)
+    expected = functional.rms_norm(x.double(), shape[-1:], gain.double(), 1e-5)
+    close(norm.rms_norm(x, gain, 1e-5), expected)
+    close(norm.rms_norm(x.transpose(0, -2), gain, 1e-5), expected.transpose(0, -2))
+
+
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 9, 64), (5, 2, 16), (300, 3, 20)])
+def test_rotations(dtype, tokens, heads, size):
+    joined = torch.randn(1, tokens, (heads + 1) * size).to(dtype)  # as queries lie beside keys
+    x = joined[..., : heads * size].view(1, tokens, heads, size).transpose(1, 2)
+    cos, sin = torch.rand(2, 1, tokens, size).to(dtype)
+    wide = x.double()
+    turned = torch.cat((-wide[..., size // 2 :], wide[..., : size // 2]), -1)
+    close(
+        rotation.rotate(x, cos, sin), wide * cos.double()[:, None] + turned * sin.double()[:, None]
+    )
+
+
+@pytest.mark.parametrize("tokens", [1, 40])
+def test_writing_into_slots(dtype, tokens):
+    x = torch.randn(1, tokens, 3, 16).to(dtype).transpose(1, 2)
+    store = torch.randn(tokens + 2, 3, 70, 16).to(dtype)
+    rows, columns = torch.randperm(tokens + 2)[:tokens], torch.randint(0, 70, (tokens,))
+    expected = store.clone()
+    expected[rows, :, columns] = x[0].transpose(0, 1)
+    slots.write(x, store, rows, columns)
+    assert torch.equal(store, expected)
+
+
+@pytest.mark.parametrize("width", [None, 1, 6, 1000])
+@pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (4, 4, 16), (2, 1, 10)])
+def test_attention(dtype, heads, key_heads, size, width):
+    lengths = [1, 2, 5, 7, 64, 129]
+    keys, values = torch.randn(2, 8, key_heads, 130, size).to(dtype)
+    query = torch.randn(len(lengths), heads, size).to(dtype)
+    rows, positions = torch.randperm(8)[: len(lengths)], torch.tensor(lengths) - 1
+    found = attention.attend(query, keys, values, rows, positions, 0.3, width)
+    for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        seen = slice(max(0, length - (width or length)), length)
+        parts = (
+            item[row, :, seen].double().repeat_interleave(heads // key_heads, 0)
+            for item in (keys, values)
+        )
+        expected = functional.scaled_dot_product_attention(
+            query[i, :, None].double(), *parts, scale=0.3
+        )
+        close(found[i], expected[:, 0])
+        alone = attention.attend(
+            query[i : i + 1].clone(),
+            keys,
+            values,
+            rows[i : i + 1].clone(),
+            positions[i : i + 1].clone(),
+            0.3,
+            width,
+        )
+        assert torch.equal(alone[0], found[i]), "a row depends on its company"
+
+
+def test_attention_keeps_what_is_not_finite(dtype):
+    """A broken row must be found, not answered."""
+    keys, values = torch.randn(2, 1, 1, 8, 16).to(dtype)
+    values[0, 0, 3, 5] = torch.nan
+    query, zero = torch.randn(1, 2, 16).to(dtype), torch.tensor([0])
+    out = attention.attend(query, keys, values, zero, torch.tensor([5]), 1.0, None)
+    assert out[..., 5].isnan().all()
+    before = attention.attend(query, keys, values, zero, torch.tensor([2]), 1.0, None)
+    assert before.isfinite().all(), "what is not seen does no harm"
+
+
+@pytest.mark.parametrize("rank", [1, 7, 8, 19])
+def test_adapters(dtype, rank):
+    features, outputs, rows = 40, 33, 6
+    x, y = torch.randn(rows, features).to(dtype), torch.randn(rows, outputs).to(dtype)
+    a, b = torch.randn(rank, features).to(dtype), torch.randn(rank, outputs).to(dtype)
+    pair = torch.tensor([[a.data_ptr(), b.data_ptr(), rank, 3, 20, bits_of(0.5)], [0] * 6])
+    b20 = b.flatten()[: rank * 20].view(rank, 20)
+    units = torch.tensor([[1, 4, pair.data_ptr(), 2], [5, 1, pair.data_ptr(), 2]])
+    expected = y.double()
+    expected[1:, 3:23] += 0.5 * x[1:].double() @ a.double().T @ b20.double()
+    bare = y[0].clone()
+    lora.add(x, y, units, 0, rank)
+    close(y, expected)
+    assert torch.equal(y[0], bare)
+
+
+def test_without_openmp_one_thread_does_all(monkeypatch, dtype):
+    monkeypatch.setattr(kernel, "_together", lambda: None)
+    test_norms(dtype, (2000, 48))
+
+
+def test_norms_and_rotations_replace_only_what_is_the_same(base_fp32):
+    from transformers.models.cohere import modeling_cohere
+    from transformers.models.llama import modeling_llama
+
+    assert rotary._same(modeling_llama.apply_rotary_pos_emb)
+    assert not rotary._same(modeling_cohere.apply_rotary_pos_emb), "it turns neighbours"
+    untouched = modeling_llama.LlamaAttention.forward.__globals__["apply_rotary_pos_emb"]
+    rotary.fuse(base_fp32.model)
+    norms.fuse(base_fp32.model)
+    assert modeling_llama.apply_rotary_pos_emb is untouched, "other models keep their own"
+    layer = base_fp32.model.model.layers[0].self_attn
+    assert layer.forward.__func__.__globals__["apply_rotary_pos_emb"] is not untouched
