@@ -54,6 +54,12 @@ def test_writing_into_slots(dtype, tokens):
     assert torch.equal(store, expected)
 
 
+def attend(query, keys, values, rows, positions, scale=0.3, width=None):
+    out, tokens = torch.empty_like(query), torch.arange(len(query))
+    attention.attend(query, keys, values, out, tokens, rows, positions, scale, width)
+    return out
+
+
 @pytest.mark.parametrize("width", [None, 1, 6, 1000])
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (4, 4, 16), (2, 1, 10)])
 def test_attention(dtype, heads, key_heads, size, width):
@@ -61,7 +67,7 @@ def test_attention(dtype, heads, key_heads, size, width):
     keys, values = torch.randn(2, 8, key_heads, 130, size).to(dtype)
     query = torch.randn(len(lengths), heads, size).to(dtype)
     rows, positions = torch.randperm(8)[: len(lengths)], torch.tensor(lengths) - 1
-    found = attention.attend(query, keys, values, rows, positions, 0.3, width)
+    found = attend(query, keys, values, rows, positions, width=width)
     for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         seen = slice(max(0, length - (width or length)), length)
         parts = (
@@ -72,16 +78,20 @@ def test_attention(dtype, heads, key_heads, size, width):
             query[i, :, None].double(), *parts, scale=0.3
         )
         close(found[i], expected[:, 0])
-        alone = attention.attend(
-            query[i : i + 1].clone(),
-            keys,
-            values,
-            rows[i : i + 1].clone(),
-            positions[i : i + 1].clone(),
-            0.3,
-            width,
-        )
+        only = slice(i, i + 1)
+        alone = attend(query[only], keys, values, rows[only], positions[only], width=width)
         assert torch.equal(alone[0], found[i]), "a row depends on its company"
+
+
+def test_attention_of_some_tokens_leaves_the_others(dtype):
+    keys, values = torch.randn(2, 1, 1, 8, 16).to(dtype)
+    query = torch.randn(4, 2, 16).to(dtype)
+    zeros, positions = torch.zeros(4, dtype=torch.long), torch.arange(4)
+    whole, some = attend(query, keys, values, zeros, positions), torch.zeros_like(query)
+    picked = torch.tensor([3, 1])
+    attention.attend(query, keys, values, some, picked, zeros[picked], positions[picked], 0.3, None)
+    assert torch.equal(some[picked], whole[picked])
+    assert not some[[0, 2]].any()
 
 
 def test_attention_keeps_what_is_not_finite(dtype):
@@ -89,9 +99,9 @@ def test_attention_keeps_what_is_not_finite(dtype):
     keys, values = torch.randn(2, 1, 1, 8, 16).to(dtype)
     values[0, 0, 3, 5] = torch.nan
     query, zero = torch.randn(1, 2, 16).to(dtype), torch.tensor([0])
-    out = attention.attend(query, keys, values, zero, torch.tensor([5]), 1.0, None)
+    out = attend(query, keys, values, zero, torch.tensor([5]))
     assert out[..., 5].isnan().all()
-    before = attention.attend(query, keys, values, zero, torch.tensor([2]), 1.0, None)
+    before = attend(query, keys, values, zero, torch.tensor([2]))
     assert before.isfinite().all(), "what is not seen does no harm"
 
 

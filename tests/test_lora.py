@@ -50,15 +50,19 @@ def loaded(base, folders):
 
 
 @pytest.mark.parametrize(
-    ("quantization", "dtype"), [("none", torch.float32), ("nf4", torch.bfloat16)]
+    ("quantization", "dtype", "strength"),
+    [("none", torch.float32, 0.01), ("nf4", torch.bfloat16, 0.05)],
 )
-def test_adapters_of_three_ranks_in_one_batch_equal_peft(quantization, dtype, make_expert, ids):
+def test_adapters_of_three_ranks_in_one_batch_equal_peft(
+    quantization, dtype, strength, make_expert, ids
+):
     from one4all_lc.base.loading import SharedBase
 
     load = {"quantization": quantization, "dtype": dtype}
     base = SharedBase.load(**load)
     folders = [
-        make_expert(f"r{rank}", base.facts, rank=rank, seed=rank, strength=0.01) for rank in RANKS
+        make_expert(f"r{rank}", base.facts, rank=rank, seed=rank, strength=strength)
+        for rank in RANKS
     ]
     adapters = loaded(base, folders)
     rows = [((adapter.identity, 1.0),) for adapter in adapters]
@@ -70,8 +74,9 @@ def test_adapters_of_three_ranks_in_one_batch_equal_peft(quantization, dtype, ma
         assert (expected - bare).abs().max() > 0.5, "the adapter must matter for the test to count"
         if quantization == "none":
             assert error < 1e-3
-        else:  # one last bit tipped in the first layer makes 1e-2 of difference in the logits
-            assert (mixed[row] - expected).norm() / expected.norm() < 2e-2
+        else:  # in bfloat16 each of the two is some 2.5e-2 off exact arithmetic: see `quantization`
+            assert (mixed[row] - expected).norm() / expected.norm() < 3e-2
+            assert (bare - expected).norm() / expected.norm() > 0.1
     for row in (0, -1):
         assert (mixed[row] - bare).abs().max() < 1e-3
 

@@ -31,7 +31,7 @@ def planner(request, linears):
     """Rows' own factors by our kernel, and all adapters packed as where that does not run."""
     groups = linears.groups
     way = Tables(groups) if request.param is Tables else Packer(groups, rank_overhead=50.0)
-    return Planner(groups, way)
+    return Planner(way)
 
 
 def inputs(group):
@@ -78,7 +78,7 @@ def test_what_an_adapter_adds_is_exact_to_rounding(planner, linears, adapters):
 
 def test_no_bit_changes_beside_other_adapters(linears, adapters):
     """Else an answer would depend on who else asks."""
-    planner = Planner(linears.groups, Tables(linears.groups))
+    planner = Planner(Tables(linears.groups))
     three, four = adapters[-4:-2]
     for adapter in adapters:
         alone = deltas(planner, linears, [adapter], [only(adapter)] * ROWS)
@@ -112,7 +112,7 @@ def test_adapters_out_of_memory_are_let_go(linears, adapters):
 
     groups = linears.groups
     for way in (Tables(groups), Packer(groups, rank_overhead=50.0)):
-        planner = Planner(groups, way)
+        planner = Planner(way)
         adapter = type(adapters[0])("copy", dict(adapters[0].factors))
         watched = weakref.ref(adapter)
         deltas(planner, linears, [adapter], [only(adapter)] * ROWS)

@@ -4,20 +4,18 @@ Each token gets what its own row's mixture of adapters makes of it:
 
     y += weight * (x @ A.T) @ B.T
 
-A forward has a plan: segments of neighbouring tokens, and how each is computed. Prompts have many
-tokens, and are read with the factors as loaded (here). Rows that decode have one token each: a
-kernel of our own takes each row's factors (`base.tables`), or, where that does not run, all active
-adapters are laid under each other (`base.packing`).
+A forward has a plan: segments of neighbouring tokens, and how each is computed. On a CPU a kernel
+of our own takes each token's factors (`base.tables`); elsewhere the adapters of rows that decode
+are laid under each other, and prompts are read with the factors as loaded (`base.packing`).
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Protocol
 
 from torch import Tensor
-from torch.nn import functional
 
 Mixture = tuple[tuple[str, float], ...]
 """What one row is made of: (adapter identity, weight) pairs; the base alone is `()`."""
@@ -70,44 +68,6 @@ class Segment(Protocol):
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
-
-
-@dataclass(frozen=True, eq=False)
-class ReadingSegment:
-    """Tokens of prompts that are read with one mixture, by the adapters' factors as loaded.
-
-    Attributes:
-        tokens: Which of the forward's tokens.
-        factors: By the group's first module path: outputs, A, B and weight of every factor.
-    """
-
-    tokens: slice
-    factors: Mapping[str, Sequence[tuple[slice, Tensor, Tensor, float]]]
-
-    @classmethod
-    def of(
-        cls, tokens: slice, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]
-    ) -> Self:
-        """Collect the factors of a mixture."""
-        factors: dict[str, list[tuple[slice, Tensor, Tensor, float]]] = {}
-        for group in groups:
-            first = 0
-            for name, width in zip(group.names, group.widths, strict=True):
-                outputs = slice(first, first + width)
-                first += width
-                for identity, weight in mixture:
-                    pair = adapters[identity].factors.get(name)
-                    if pair is not None:
-                        factors.setdefault(group.names[0], []).append((outputs, *pair, weight))
-        return cls(tokens, factors)
-
-    def add(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
-        for outputs, a, b, weight in self.factors.get(name, ()):
-            h = functional.linear(x, a)
-            if weight != 1:
-                h *= weight
-            y[:, outputs] += functional.linear(h, b)
 
 
 @dataclass(frozen=True, eq=False)

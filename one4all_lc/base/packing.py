@@ -1,6 +1,6 @@
-"""Adapters laid under each other for the rows that decode, where no kernel takes each row's own.
+"""What adapters add where no kernel takes each token's own: few products, whatever their number.
 
-The active adapters' A lie under each other, and so do their scaled B:
+For rows that decode, the active adapters' A lie under each other, and so do their scaled B:
 
     h  = x @ A_all.T      (rows, R)    R = the sum of the active adapters' ranks
     h *= weights          (rows, R)    zero for adapters that the row does not use
@@ -11,12 +11,15 @@ Layers that read one input share h; in B_all each fills the columns of its own o
 
 Every adapter spends its arithmetic on every row of a segment. While rows are few that costs less
 than calling twice as often. So neighbours share a segment if that is cheaper, by the fixed cost of
-a product measured on this machine.
+a product measured on this machine. A prompt has many tokens, and the sets of adapters that prompts
+would be packed with change from step to step: they are read with the factors as loaded.
 """
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -67,6 +70,44 @@ class PackedSegment:
         if self.weights:
             h *= self.weights[term.owners]
         y += functional.linear(h, term.b)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingSegment:
+    """Tokens of prompts that are read with one mixture, by the adapters' factors as loaded.
+
+    Attributes:
+        tokens: Which of the forward's tokens.
+        factors: By the group's first module path: outputs, A, B and weight of every factor.
+    """
+
+    tokens: slice
+    factors: Mapping[str, Sequence[tuple[slice, Tensor, Tensor, float]]]
+
+    @classmethod
+    def of(
+        cls, tokens: slice, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]
+    ) -> Self:
+        """Collect the factors of a mixture."""
+        factors: dict[str, list[tuple[slice, Tensor, Tensor, float]]] = {}
+        for group in groups:
+            first = 0
+            for name, width in zip(group.names, group.widths, strict=True):
+                outputs = slice(first, first + width)
+                first += width
+                for identity, weight in mixture:
+                    pair = adapters[identity].factors.get(name)
+                    if pair is not None:
+                        factors.setdefault(group.names[0], []).append((outputs, *pair, weight))
+        return cls(tokens, factors)
+
+    def add(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
+        for outputs, a, b, weight in self.factors.get(name, ()):
+            h = functional.linear(x, a)
+            if weight != 1:
+                h *= weight
+            y[:, outputs] += functional.linear(h, b)
 
 
 class Packing:
@@ -132,7 +173,7 @@ def _pack(adapters: Sequence[Adapter], group: Group) -> LoraTerm | None:
 
 
 class Packer:
-    """Lays out the adapters of rows that decode, and keeps the packings that it used last.
+    """Cuts the tokens of a forward into segments, and keeps the packings that it used last.
 
     Args:
         groups: The base's groups of linears.
@@ -150,8 +191,26 @@ class Packer:
         self._groups, self._rank_overhead, self._budget = groups, rank_overhead, budget
         self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
 
-    def segments(self, rows: Sequence[Mixture], adapters: AdaptersById) -> list[Segment]:
-        """Return what adapters add to the first so many tokens of a forward, a row each."""
+    def segments(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
+    ) -> list[Segment]:
+        """Return what adapters add to the tokens of a forward.
+
+        Args:
+            rows: Each (number of tokens, mixture), one after another.
+            adapters: Every adapter that the rows name, by identity.
+            decoding: The first so many rows have one token each, which is decoded.
+        """
+        segments = self._decoding([mixture for _, mixture in rows[:decoding]], adapters)
+        first = decoding
+        for mixture, prompts in itertools.groupby(rows[decoding:], lambda row: row[1]):
+            tokens = slice(first, first + sum(count for count, _ in prompts))
+            first = tokens.stop
+            if mixture:
+                segments.append(ReadingSegment.of(tokens, mixture, adapters, self._groups))
+        return segments
+
+    def _decoding(self, rows: Sequence[Mixture], adapters: AdaptersById) -> list[Segment]:
         segments: list[Segment] = []
         used: set[Packing] = set()
         first = 0

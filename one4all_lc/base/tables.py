@@ -1,4 +1,4 @@
-"""Where a kernel finds the factors of the adapters that each decoding row is computed with."""
+"""Where a kernel finds the factors of the adapters that each token is computed with."""
 
 import itertools
 from collections.abc import Container, Mapping, Sequence
@@ -55,7 +55,7 @@ class Table:
 
 @dataclass(frozen=True, eq=False)
 class TableSegment:
-    """Rows that are decoded, each with the factors of its own mixture.
+    """All tokens of a forward, each with the factors of its own row's mixture.
 
     Attributes:
         tokens: Which of the forward's tokens.
@@ -79,7 +79,7 @@ class TableSegment:
 
 
 class Tables:
-    """The tables of the mixtures that were decoded with last.
+    """The tables of the mixtures that were used since their adapters were loaded.
 
     Args:
         groups: The base's groups of linears.
@@ -93,20 +93,28 @@ class Tables:
         self._numbers = {group.names[0]: i for i, group in enumerate(groups)}
         self._tables: dict[Mixture, Table] = {}
 
-    def segments(self, rows: Sequence[Mixture], adapters: AdaptersById) -> list[Segment]:
-        """Return what adapters add to the first so many tokens of a forward, a row each."""
+    def segments(
+        self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
+    ) -> list[Segment]:
+        """Return what adapters add to the tokens of a forward.
+
+        Args:
+            rows: Each (number of tokens, mixture), one after another.
+            adapters: Every adapter that the rows name, by identity.
+            decoding: Unused: tokens are computed alike, decoded or read.
+        """
         units: list[tuple[int, int, int, int]] = []
         tables: list[Table] = []
         first = 0
-        for mixture, same in itertools.groupby(rows):
-            after = first + len(list(same))
+        for mixture, same in itertools.groupby(rows, lambda row: row[1]):
+            after = first + sum(count for count, _ in same)
             if mixture:
                 table = self._table(mixture, adapters)
                 tables.append(table)
                 pairs = table.pairs.shape[1]
                 units += [
-                    (row, min(lora.ROWS, after - row), table.pairs.data_ptr(), pairs)
-                    for row in range(first, after, lora.ROWS)
+                    (token, min(lora.TOKENS, after - token), table.pairs.data_ptr(), pairs)
+                    for token in range(first, after, lora.TOKENS)
                 ]
             first = after
         if not units:

@@ -63,14 +63,16 @@ class Span:
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Tokens that decode and attend in a kernel of our own, each in its own row: the first ones.
+class Singles:
+    """Tokens that attend by themselves, in a kernel of our own.
 
     Attributes:
-        slots: Slot of every token, int64.
-        positions: Column of every token, int64.
+        tokens: Which tokens, int64.
+        slots: Slot of each, int64.
+        positions: Column of each, int64.
     """
 
+    tokens: Tensor
     slots: Tensor
     positions: Tensor
 
@@ -80,12 +82,12 @@ class Spans:
     """How the tokens of one forward attend, and masks, which the layers share.
 
     Attributes:
-        rows: The first tokens; None if spans take them too.
-        spans: They take the other tokens one after another.
+        singles: Tokens that spans leave out; None if there are none.
+        spans: Those of the other tokens.
         order: Which token comes at each place in the spans; None if they come as they are.
     """
 
-    rows: Rows | None
+    singles: Singles | None
     spans: Sequence[Span]
     order: Tensor | None = None
     _masks: dict[tuple[int | None, int], list[Tensor]] = dataclasses.field(default_factory=dict)
@@ -108,14 +110,15 @@ class Spans:
         _, heads, _, size = query.shape
         key_heads = keys.shape[1]
         groups = heads // key_heads
-        query = query[0].transpose(0, 1)  # (tokens, heads, size)
+        query = query[0].transpose(0, 1).contiguous()  # (tokens, heads, size)
+        attended = torch.empty_like(query)
+        if self.singles is not None:
+            one = self.singles
+            compiled.attend(
+                query, keys, values, attended, one.tokens, one.slots, one.positions, scale, width
+            )
         if self.order is not None:
             query = query[self.order]
-        outputs = []
-        if self.rows is not None:
-            slots, positions = self.rows.slots, self.rows.positions
-            part = query[: slots.shape[0]].contiguous()
-            outputs.append(compiled.attend(part, keys, values, slots, positions, scale, width))
         for span, mask in zip(self.spans, self._masks_of(width, groups, query.dtype), strict=True):
             rows, length = span.positions.shape
             # Heads that share keys are more queries of those: (rows, key heads, groups * length).
@@ -128,10 +131,8 @@ class Spans:
                 attn_mask=mask,
                 scale=scale,
             )
-            if length > 1:
-                output = output.view(rows, key_heads, groups, length, -1).permute(0, 3, 1, 2, 4)
-            outputs.append(output.reshape(rows * length, heads, -1))
-        attended = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            output = output.view(rows, key_heads, groups, length, size).permute(0, 3, 1, 2, 4)
+            attended[span.tokens] = output.reshape(rows * length, heads, size)
         if self.order is not None:
             attended = torch.empty_like(attended).index_copy_(0, self.order, attended)
         return attended[None]

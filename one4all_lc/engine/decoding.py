@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from one4all_lc.base import norms, rotary
-from one4all_lc.base.compiled.kernel import runs
+from one4all_lc.base.compiled.kernel import Kernel, runs
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.lora import AdaptersById, Mixture
 from one4all_lc.base.packing import DEFAULT_PACKED_BYTES
 from one4all_lc.base.planning import Planner
 from one4all_lc.engine import attention
-from one4all_lc.engine.attention import Rows, Span, Spans
+from one4all_lc.engine.attention import Singles, Span, Spans
 from one4all_lc.engine.cache import SlotCache
 from one4all_lc.errors import ModelNotFound
 
@@ -58,6 +58,8 @@ class Decoder:
         self._base = base
         self._cell = linears.cell
         self._compiled = runs(base.device, base.dtype)
+        if self._compiled:
+            Kernel.compile_all(base.dtype)
         self._planner = Planner.of(linears, packed_bytes)
         config = base.model.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers)
@@ -108,10 +110,15 @@ class Decoder:
         self, rows: Sequence[RowInput], decoding: int, slots: Tensor, positions: Tensor
     ) -> Spans:
         """Say how the tokens of placed rows, those that decode first, attend."""
-        reading = _reading_spans(rows[decoding:], decoding, positions)
         if self._compiled:
-            first = Rows(slots[:decoding], positions[:decoding]) if decoding else None
-            return Spans(first, reading)
+            # By its position alone: so it does not depend on the chunk that a token comes in.
+            early = positions < attention.TILE
+            early[:decoding] = True
+            singles = early.nonzero()[:, 0]
+            first = Singles(singles, slots[singles], positions[singles]) if len(singles) else None
+            tiles = _reading_spans(rows[decoding:], decoding, positions, after=attention.TILE)
+            return Spans(first, tiles)
+        reading = _reading_spans(rows[decoding:], decoding, positions)
         spans, order = _decoding_spans(rows[:decoding], positions)
         if order is None:
             return Spans(None, spans + reading)
@@ -166,14 +173,25 @@ def _decoding_spans(
     return spans, order if moved else None
 
 
-def _reading_spans(rows: Sequence[RowInput], offset: int, positions: Tensor) -> list[Span]:
-    """Cut the chunks of prompts, which begin after so many tokens, into tiles."""
+def _reading_spans(
+    rows: Sequence[RowInput], offset: int, positions: Tensor, *, after: int = 0
+) -> list[Span]:
+    """Cut the chunks of prompts, which begin after so many tokens, into tiles.
+
+    Args:
+        rows: One a chunk.
+        offset: Tokens before the first of them.
+        positions: Column of every token.
+        after: Tiles that begin before this position are left out.
+    """
     spans = []
     for row in rows:
-        for first, after, end in attention.reading_spans(row.start, len(row.tokens)):
-            tokens = slice(offset, offset + after - first)
-            spans.append(Span(tokens, slice(row.slot, row.slot + 1), end, positions[None, tokens]))
+        for first, stop, end in attention.reading_spans(row.start, len(row.tokens)):
+            tokens = slice(offset, offset + stop - first)
             offset = tokens.stop
+            if first >= after:
+                slots = slice(row.slot, row.slot + 1)
+                spans.append(Span(tokens, slots, end, positions[None, tokens]))
     return spans
 
 

@@ -1,4 +1,4 @@
-"""Attention of rows that decode: one query a head, and as many keys as the row has tokens."""
+"""Attention of single tokens: one query a head, and the keys up to its own position."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ def _add_up(weights: Any, values: Any, sums: Any) -> None:
 
 @Kernel
 def _attend(pointer: Any) -> None:
-    arguments = carray(integers(pointer), 16)
+    arguments = carray(integers(pointer), 17)
     units, rows, heads, key_heads, size = (
         arguments[1],
         arguments[6],
@@ -86,7 +86,8 @@ def _attend(pointer: Any) -> None:
         arguments[9],
     )
     scale, window = as_float(types.uint32(arguments[12])), arguments[13]
-    slots, positions = table(arguments[14], rows), table(arguments[15], rows)
+    tokens, slots = table(arguments[14], rows), table(arguments[15], rows)
+    positions = table(arguments[16], rows)
     groups = heads // key_heads
     query, sums = np.empty(size, np.float32), np.empty(size, np.float32)
     longest = 0
@@ -104,8 +105,9 @@ def _attend(pointer: Any) -> None:
         keys = elements(arguments[3], begin, (count, size), pointer)
         values = elements(arguments[4], begin, (count, size), pointer)
         for head in range(key_head * groups, (key_head + 1) * groups):
-            q = elements(arguments[2], (row * heads + head) * size, size, pointer)
-            out = elements(arguments[5], (row * heads + head) * size, size, pointer)
+            offset = (tokens[row] * heads + head) * size
+            q = elements(arguments[2], offset, size, pointer)
+            out = elements(arguments[5], offset, size, pointer)
             for i in range(size):
                 query[i] = widen(q[i]) * scale
             _score(query, keys, scores)
@@ -119,28 +121,28 @@ def attend(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
+    out: Tensor,
+    tokens: Tensor,
     slots: Tensor,
     positions: Tensor,
     scale: float,
     width: int | None,
-) -> Tensor:
-    """Attend with one token of each row.
+) -> None:
+    """Attend with some tokens, each by itself.
 
     Args:
-        query: Shape (rows, heads, size), contiguous.
+        query: Shape (all tokens, heads, size), contiguous.
         keys: The layer's cache, shape (slots, key heads, columns, size), contiguous.
         values: The same.
-        slots: The slot of every row, int64.
-        positions: The column of every row's token, int64.
+        out: Like query; what the tokens attend to is written here.
+        tokens: Which tokens, int64.
+        slots: The slot of each, int64.
+        positions: The column of each, int64.
         scale: Of the scores.
         width: How far back a token sees; None sees everything.
-
-    Returns:
-        Shape (rows, heads, size).
     """
-    rows, heads, size = query.shape
+    rows, heads, size = tokens.shape[0], query.shape[1], query.shape[2]
     key_heads = keys.shape[1]
-    out = query.new_empty(rows, heads, size)
     _attend(
         query.dtype,
         rows * key_heads,
@@ -156,7 +158,7 @@ def attend(
         keys.stride(1),
         bits_of(scale),
         keys.shape[2] if width is None else width,
+        tokens.data_ptr(),
         slots.data_ptr(),
         positions.data_ptr(),
     )
-    return out

@@ -6,7 +6,7 @@ import functools
 import struct
 from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -28,9 +28,13 @@ class Kernel:
         function: It uses only what Numba compiles.
     """
 
+    _all: ClassVar[list["Kernel"]] = []
+
     def __init__(self, function: Callable[[Any], None]) -> None:
+        self._all.append(self)
         self._function = function
         self._compiled: dict[torch.dtype, tuple[int, Callable[[int], None]]] = {}
+        self._kept: list[object] = []
 
     def __call__(
         self, dtype: torch.dtype, units: int, *arguments: int, parallel: bool = True
@@ -52,6 +56,12 @@ class Kernel:
         else:
             together(address, pointer, 0, 0)
 
+    @classmethod
+    def compile_all(cls, dtype: torch.dtype) -> None:
+        """Compile every kernel that was imported: the first request shall not wait for it."""
+        for kernel in cls._all:
+            kernel.compile(dtype)
+
     def compile(self, dtype: torch.dtype) -> tuple[int, Callable[[int], None]]:
         """Compile it for a type, or read what was compiled before; return address and function."""
         if dtype not in self._compiled:
@@ -64,7 +74,7 @@ class Kernel:
             made = cfunc(signature, cache=True, fastmath=FAST)(self._function)
             call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
             self._compiled[dtype] = (made.address, call)
-            self._kept = made  # the machine code lives as long as this
+            self._kept.append(made)  # the machine code lives as long as this
         return self._compiled[dtype]
 
 

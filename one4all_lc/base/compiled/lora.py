@@ -1,10 +1,10 @@
-"""What adapters add to rows that decode: each row's own factors, read once for its neighbours.
+"""What adapters add to tokens: each one's own factors, read once for its neighbours.
 
-    h = x @ A.T      (rows, rank)
-    y += h @ B       (rows, out)      B of shape (rank, out)
+    h = x @ A.T      (tokens, rank)
+    y += h @ B       (tokens, out)      B of shape (rank, out)
 
-Rows that share a mixture are computed up to `ROWS` at a time, since reading the factors is what it
-costs.
+Tokens that share a mixture are computed up to `TOKENS` at a time, since reading the factors is what
+it costs.
 """
 
 from typing import Any
@@ -25,8 +25,8 @@ from one4all_lc.base.compiled.elements import (
 )
 from one4all_lc.base.compiled.kernel import Kernel
 
-ROWS = 4
-"""Rows of one unit of work: few enough that a batch of one mixture is work for several threads."""
+TOKENS = 4
+"""Tokens of one unit of work: so few that a batch of one mixture is work for several threads."""
 
 FIELDS = 6
 """Of a factor pair: addresses of A and B, rank, first output, outputs, bits of the weight."""
@@ -96,7 +96,7 @@ def _add(pointer: Any) -> None:
     count, features, outputs = arguments[1], arguments[4], arguments[5]
     units = table(arguments[6], (count, 4))
     group, rank = arguments[7], arguments[8]
-    x = np.empty((ROWS, features), np.float32)
+    x = np.empty((TOKENS, features), np.float32)
     scratch = np.empty(rank, np.float32), np.empty(outputs, np.float32)
     while True:
         unit = take(integers(pointer))
@@ -124,7 +124,7 @@ def add(x: Tensor, y: Tensor, units: Tensor, group: int, rank: int) -> None:
     Args:
         x: Shape (rows, in), contiguous.
         y: Shape (rows, out), contiguous.
-        units: Shape (units, 4), int64: first row, number of rows up to `ROWS`, address of their
+        units: Shape (units, 4), int64: first row, number of rows up to `TOKENS`, address of their
             mixture's table, and how many factor pairs that has for each group of layers. A table
             has `FIELDS` int64 a pair; a pair of rank 0 adds nothing.
         group: Which group of layers x is the input of.
