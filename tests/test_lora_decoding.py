@@ -105,6 +105,17 @@ def test_a_decoding_mixture_adds_the_weighted_sum_of_deltas(planner, linears, ad
         assert error(found[1:], b[1:]) < 0.005
 
 
+def test_layers_that_no_adapter_has_are_left_alone(planner, linears, adapters):
+    """The head is given the last token of each row, not all of them."""
+    (adapter,) = adapters[:1]
+    plan = planner.plan([(40, only(adapter))], {adapter.identity: adapter})
+    head = linears.groups[-1]
+    assert head.names[0] not in adapter.factors
+    y = torch.zeros(1, sum(head.widths), dtype=torch.bfloat16)
+    plan.add(head.names[0], torch.full((1, head.in_features), torch.nan).bfloat16(), y)
+    assert not y.any()
+
+
 def test_adapters_out_of_memory_are_let_go(linears, adapters):
     """A plan that outlives its adapters would keep their bytes."""
     import gc

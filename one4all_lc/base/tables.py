@@ -19,12 +19,12 @@ class Table:
     Attributes:
         pairs: Shape (groups, pairs of a group, `lora.FIELDS`), int64.
         factors: The tensors that it points to.
-        rank: The largest of them.
+        ranks: Of each group the largest, shape (groups,).
     """
 
     pairs: Tensor
     factors: tuple[Tensor, ...]
-    rank: int
+    ranks: Tensor
 
     @classmethod
     def of(cls, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]) -> "Table":
@@ -50,7 +50,7 @@ class Table:
         for i, row in enumerate(rows):
             if row:
                 pairs[i, : len(row)] = torch.tensor(row)
-        return cls(pairs, tuple(kept), int(pairs[:, :, 2].max()))
+        return cls(pairs, tuple(kept), pairs[:, :, 2].amax(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,21 +61,21 @@ class TableSegment:
         tokens: Which of the forward's tokens.
         units: As `lora.add` takes them.
         tables: Those that the units point to.
-        groups: Number of each group, by its first module path.
-        rank: The largest of the tables' ranks.
+        groups: Number and largest rank of each group that adapters add to, by its first module
+            path.
     """
 
     tokens: slice
     units: Tensor
     tables: tuple[Table, ...]
-    groups: Mapping[str, int]
-    rank: int
+    groups: Mapping[str, tuple[int, int]]
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
         group = self.groups.get(name)
         if group is not None:
-            lora.add(x.contiguous(), y, self.units, group, self.rank)
+            assert x.shape[0] == y.shape[0] == self.tokens.stop  # a kernel reads what it is told to
+            lora.add(x.contiguous(), y, self.units, *group)
 
 
 class Tables:
@@ -90,7 +90,7 @@ class Tables:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
-        self._numbers = {group.names[0]: i for i, group in enumerate(groups)}
+        self._numbers = [(group.names[0], i) for i, group in enumerate(groups)]
         self._tables: dict[Mixture, Table] = {}
 
     def segments(
@@ -119,8 +119,11 @@ class Tables:
             first = after
         if not units:
             return []
-        tokens, rank = slice(0, first), max(table.rank for table in tables)
-        return [TableSegment(tokens, torch.tensor(units), tuple(tables), self._numbers, rank)]
+        ranks = torch.stack([table.ranks for table in tables]).amax(0).tolist()
+        groups = {
+            name: (i, rank) for (name, i), rank in zip(self._numbers, ranks, strict=True) if rank
+        }
+        return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups)]
 
     def keep(self, identities: Container[str]) -> None:
         """Let go of adapters that are not among these any more."""

@@ -50,7 +50,15 @@ class SlotCache(Cache):  # type: ignore[misc]
             layer.room = (slots, columns)
 
     def aim(self, slots: Tensor, positions: Tensor) -> None:
-        """Set where the next forward writes: slot and column of every token, shape (tokens,)."""
+        """Set where the next forward writes: slot and column of every token, shape (tokens,).
+
+        Raises:
+            IndexError: No room was reserved there.
+        """
+        room = self.layers[0].room
+        if int(slots.max()) >= room[0] or int(positions.max()) >= room[1]:
+            msg = f"slot {int(slots.max())}, column {int(positions.max())}: room is {room}"
+            raise IndexError(msg)
         for layer in self.layers:
             layer.target = (slots, positions)
 

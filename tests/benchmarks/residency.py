@@ -81,12 +81,11 @@ class Watched:
 
     Attributes:
         peak: The most bytes.
-        packed: How many of them were packed for batches.
     """
 
     def __init__(self, base: SharedBase, **settings: int) -> None:
         self.engine = Engine(base, **settings)
-        self.peak, self.packed = 0, 0
+        self.peak = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -98,9 +97,7 @@ class Watched:
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
             stats = self.engine.stats()
-            total = stats.adapter_bytes + stats.packed_bytes
-            if total > self.peak:
-                self.peak, self.packed = total, stats.packed_bytes
+            self.peak = max(self.peak, stats.adapter_bytes + stats.packed_bytes)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -146,7 +143,7 @@ class Traffic:
         draw = random.Random(next(self._rounds[case]))
         return draw.choices(range(len(self._experts)), chances, k=self._requests)
 
-    def _serve(self, numbers: Sequence[int], **settings: int) -> tuple[float, float, float, float]:
+    def _serve(self, numbers: Sequence[int], **settings: int) -> tuple[float, float, float, int]:
         with Watched(self._base, **settings) as watched:
             watched.ask([self._request(number, WARM_UP_TOKENS) for number in range(RESIDENT)])
             requests = [self._request(number, self._tokens) for number in numbers]
@@ -157,7 +154,7 @@ class Traffic:
             after = watched.engine.stats()
         rows = (after.tokens - before.tokens) / (after.steps - before.steps)
         loads = after.adapter_loads - before.adapter_loads
-        return speed, rows, watched.peak / MEGA, watched.packed / MEGA, loads
+        return speed, rows, watched.peak / MEGA, loads
 
     def _request(self, number: int, tokens: int) -> Request:
         return Request(next(self._prompts), ((self._experts[number], 1.0),), exactly(tokens))
@@ -170,7 +167,6 @@ def serve(traffic: Traffic, count: int) -> Rounds:
         MANY,
         f"{REGISTERED} experts, 64 MB, tokens a step",
         PEAK,
-        f"{REGISTERED} experts, 64 MB, of these packed (MB)",
         f"{REGISTERED} experts, 64 MB, adapters loaded",
     )
     return rounds({**together(few, traffic.few), **together(many, traffic.many)}, count)
@@ -180,7 +176,7 @@ def memory(base: SharedBase, experts: Sequence[Expert]) -> dict[str, dict[str, f
     """Return by number of experts what they and the base take, and as many bare models."""
     source, taken = prompts(base.tokenizer), {}
     for count in IN_MEMORY:
-        with Watched(base, adapter_bytes=900 << 20) as watched:  # 100 fit in what is loaded of it
+        with Watched(base, adapter_bytes=900 << 20) as watched:
             watched.ask(
                 [
                     Request(prompt, ((expert, 1.0),), exactly(WARM_UP_TOKENS))
