@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Self
 
 from one4all_lc.card import BASE, BaseFacts
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
@@ -35,6 +36,13 @@ class Library:
         self._experts: dict[str, Expert] = {}
         for path in expert_folders(folder) if folder is not None else []:
             self.add(path)
+
+    @classmethod
+    def of(cls, experts: Iterable[Expert], base: BaseFacts | None = None) -> Self:
+        """Return a library of experts that were read before."""
+        library = cls(base=base)
+        library._swap(experts)
+        return library
 
     def __getitem__(self, name: str) -> Expert:
         """Return the expert of that name.

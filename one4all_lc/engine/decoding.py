@@ -57,6 +57,7 @@ class Decoder:
         linears = Linears.of(base)
         self._base = base
         self._cell = linears.cell
+        self.kernels = str(linears.kernels)
         self._compiled = runs(base.device, base.dtype)
         if self._compiled:
             Kernel.compile_all(base.dtype)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from one4all_lc.base.compiled.kernel import runs
-from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.attention import TILE
 from one4all_lc.engine.cache import Columns
 from one4all_lc.engine.decoding import Decoder, RowInput
+from one4all_lc.engine.grammar import CLOSING_TOKENS, Grammars
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.prefix import PrefixCache
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
@@ -85,13 +85,14 @@ class Engine:
             packed_bytes = 0 if runs(base.device, base.dtype) else adapter_bytes * 3 // 5
             loaded_bytes = adapter_bytes - packed_bytes
             self.adapter_bytes = adapter_bytes
-            self.residency = Residency(base.device, base.dtype, loaded_bytes, self._stir)
+            self.residency = self._make_residency(loaded_bytes)
             with passing_threads():
-                self._decoder = Decoder(base, packed_bytes)
+                self._decoder = self._make_decoder(packed_bytes)
             self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()
             self._end_tokens = base.end_tokens
+            self._grammars = Grammars(base.tokenizer, base.end_tokens)
             self._thread = threading.Thread(target=self._run, name="one4all-engine", daemon=True)
             self._thread.start()
             Engine._of[base] = self
@@ -120,13 +121,18 @@ class Engine:
                 it takes.
 
         Raises:
-            InvalidInput: The prompt is empty or leaves no room for an answer.
+            InvalidInput: The prompt is empty or leaves no room for an answer, or the form asked of
+                it cannot be enforced.
             EngineBusy: The queue stayed full.
             EngineClosed: The engine was closed.
         """
-        max_tokens = min(request.sampling.max_tokens, self._room(request))
+        more = CLOSING_TOKENS if request.grammar else 0
+        max_tokens = min(request.sampling.max_tokens + more, self._room(request))
+        matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         job = Job(request, Handle(), time.monotonic(), max_tokens)
-        job.sampler = Sampler(request.sampling, self.base.device, self._end_tokens)
+        job.sampler = Sampler(
+            request.sampling, self.base.device, self._end_tokens, matcher, max_tokens - more
+        )
         job.text = TextStream(self.base.tokenizer, request.sampling.stop)
         if self.closed:
             raise EngineClosed(CLOSED)
@@ -170,7 +176,7 @@ class Engine:
             prefix_budget=prefixes.budget,
             prompt_tokens=prefixes.asked_tokens,
             cached_tokens=prefixes.hit_tokens,
-            kernels=str(Linears.of(self.base).kernels),
+            kernels=self._decoder.kernels,
         )
 
     def _room(self, request: Request) -> int:
@@ -186,6 +192,13 @@ class Engine:
             )
             raise InvalidInput(msg)
         return room - length
+
+    # `testing.FakeEngine` has both without weights.
+    def _make_residency(self, budget: int) -> Residency:
+        return Residency(self.base.device, self.base.dtype, budget, self._stir)
+
+    def _make_decoder(self, packed_bytes: int) -> Decoder:
+        return Decoder(self.base, packed_bytes)
 
     def _stir(self) -> None:
         self._scheduler.stir()
@@ -270,7 +283,10 @@ class Engine:
             if token is None:
                 token = job.sampler.choose(logits, prompt, tokens)
             tokens.append(token)
-            ended = token in self._end_tokens and len(tokens) > job.request.sampling.min_tokens
+            whole = job.sampler.accept(token)
+            ended = token in self._end_tokens and (
+                whole or len(tokens) > job.request.sampling.min_tokens
+            )
             text = "" if ended else job.text.push(token)
         except Exception as error:
             self._leave(job, error)
@@ -278,7 +294,7 @@ class Engine:
         if len(tokens) == 1:
             self._first_token(job)
         job.handle.put(Piece(text, (token,)))
-        if ended or job.text.stopped:
+        if ended or whole or job.text.stopped:
             self._leave(job, "stop")
         elif len(tokens) >= job.max_tokens:
             self._leave(job, "length")

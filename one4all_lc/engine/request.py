@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from one4all_lc.engine.grammar import Grammar
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert
 from one4all_lc.sampling import Sampling
@@ -19,6 +20,8 @@ class Request:
         experts: Which adapters answer, with weights; empty for the base alone.
         sampling: How tokens are chosen.
         timeout: Seconds from submission within which the answer must be whole; None sets no limit.
+        grammar: The form that the answer must have. To become whole it may take some tokens more
+            than `sampling.max_tokens`.
 
     Raises:
         InvalidInput: The timeout is not a number above 0.
@@ -28,6 +31,7 @@ class Request:
     experts: tuple[tuple[Expert, float], ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     timeout: float | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         timeout = self.timeout

@@ -12,6 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from one4all_lc.engine.grammar import Matcher
 from one4all_lc.sampling import Sampling
 
 
@@ -22,11 +23,19 @@ class Sampler:
         sampling: The request's settings.
         device: Where the logits are.
         end_tokens: The tokens that end an answer.
+        matcher: Says which tokens may come, if the answer must have a form.
+        closing: After so many tokens an answer of a form is brought to its end.
     """
 
     def __init__(
-        self, sampling: Sampling, device: torch.device, end_tokens: frozenset[int] = frozenset()
+        self,
+        sampling: Sampling,
+        device: torch.device,
+        end_tokens: frozenset[int] = frozenset(),
+        matcher: Matcher | None = None,
+        closing: int = 0,
     ) -> None:
+        self._matcher, self._closing = matcher, closing
         self._draws = sampling.temperature > 0
         self._min_tokens, self._end_tokens = sampling.min_tokens, sorted(end_tokens)
         self._generator: torch.Generator | None = None
@@ -56,11 +65,11 @@ class Sampler:
         scores = logits[None].float()
         if not bool(torch.isfinite(scores.max())):
             raise FloatingPointError(_NOT_FINITE)
+        forbidden = self.forbidden(len(tokens), scores.shape[1], scores.device)
         if self._processors:
             seen = torch.tensor([[*prompt, *tokens]], device=scores.device)
             scores = self._processors(seen, scores)
-        forbidden = self.forbidden(len(tokens))
-        if forbidden:
+        if forbidden is not None:
             scores[:, forbidden] = -torch.inf
         if not self._draws:
             return int(scores.argmax())
@@ -72,9 +81,25 @@ class Sampler:
         """Whether the next token is always the likeliest that may come."""
         return not self._draws and not self._processors
 
-    def forbidden(self, count: int) -> list[int]:
-        """Tokens that may not come after `count` others."""
-        return self._end_tokens if count < self._min_tokens else []
+    def forbidden(self, count: int, vocabulary: int, device: torch.device) -> Tensor | None:
+        """Return which tokens may not come after `count` others, shape (vocabulary,), bool."""
+        ends = torch.tensor(self._end_tokens if count < self._min_tokens else [], dtype=torch.long)
+        if self._matcher is None:
+            if not len(ends):
+                return None
+            allowed = torch.ones(vocabulary, dtype=torch.bool)
+        else:
+            allowed = self._matcher.allowed(vocabulary, closing=count >= self._closing)
+        longer = allowed.index_fill(0, ends, value=False)
+        # A form that is complete ends, however short.
+        return ~(longer if longer.any() else allowed).to(device)
+
+    def accept(self, token: int) -> bool:
+        """Note the token that was chosen; return whether the answer's form ends with it."""
+        if self._matcher is None:
+            return False
+        self._matcher.accept(token)
+        return self._matcher.ended
 
 
 def likeliest(
@@ -91,9 +116,9 @@ def likeliest(
     if not rows:
         return [None] * len(samplers)
     for i in rows:
-        forbidden = samplers[i].forbidden(counts[i])
-        if forbidden:
-            logits[i, forbidden] = -torch.inf
+        forbidden = samplers[i].forbidden(counts[i], logits.shape[1], logits.device)
+        if forbidden is not None:
+            logits[i].masked_fill_(forbidden, -torch.inf)
     values, tokens = logits.float().max(-1)
     finite = torch.isfinite(values).tolist()
     # What is not finite is left to `choose`, which says so.

@@ -1,0 +1,153 @@
+"""Answers that must have a form: a JSON schema, a regular expression, a grammar.
+
+llguidance says which tokens may come next. What is left to us is to end in time: close to the limit
+of an answer only tokens that close something are taken while there are any, so an answer is whole.
+"""
+
+import functools
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from one4all_lc.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+CLOSING_TOKENS = 512
+"""Tokens beyond `max_tokens` that an answer may take to become whole."""
+
+_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """The form of an answer, in llguidance's notation.
+
+    Attributes:
+        text: The grammar.
+    """
+
+    text: str
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any]) -> Self:
+        """One JSON value that is valid for a schema."""
+        from llguidance import LLMatcher
+
+        return cls(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON))  # type: ignore[arg-type]
+
+    @classmethod
+    def regex(cls, pattern: str) -> Self:
+        """A text that a regular expression matches as a whole."""
+        from llguidance import LLMatcher
+
+        return cls(LLMatcher.grammar_from_regex(pattern))
+
+    @classmethod
+    def lark(cls, text: str) -> Self:
+        """A text that a grammar in Lark's notation produces from `start`."""
+        from llguidance import LLMatcher
+
+        return cls(LLMatcher.grammar_from_lark(text))
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """Return a schema as a part of a grammar in Lark's notation."""
+    return "%json " + json.dumps({**schema, "x-guidance": _JSON})
+
+
+class Matcher:
+    """Which tokens may come next in one answer.
+
+    Args:
+        matcher: llguidance's, at the beginning.
+        ranks: Of every token, how well it closes: 0 best, shape (vocabulary,), int8.
+    """
+
+    def __init__(self, matcher: "LLMatcher", ranks: "Tensor") -> None:
+        self._matcher, self._ranks = matcher, ranks
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def allowed(self, vocabulary: int, *, closing: bool = False) -> "Tensor":
+        """Return which tokens may come next, shape (vocabulary,), bool.
+
+        Args:
+            vocabulary: Size of the logits, which may be padded.
+            closing: Only those that close best.
+        """
+        import numpy as np
+        import torch
+
+        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        flags = torch.from_numpy(np.unpackbits(bits, bitorder="little", count=len(self._ranks)))
+        allowed = torch.zeros(vocabulary, dtype=torch.bool)
+        allowed[: len(flags)] = flags.bool()
+        if closing:
+            ranks = torch.full((vocabulary,), 127, dtype=torch.int8)
+            ranks[: len(self._ranks)] = self._ranks
+            ranks[~allowed] = 127
+            allowed &= ranks == ranks.min()
+        return allowed
+
+    def accept(self, token: int) -> None:
+        """Go on after a token.
+
+        Raises:
+            RuntimeError: The token was not allowed, or the grammar has become too complex.
+        """
+        if not self._matcher.consume_token(token):
+            raise RuntimeError(self._matcher.get_error() or "the answer has left its grammar")
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer.
+
+    Args:
+        tokenizer: The base's.
+        end_tokens: The tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", end_tokens: Collection[int]) -> None:
+        self._tokenizer, self._end_tokens = tokenizer, sorted(end_tokens)
+
+    def matcher(self, grammar: Grammar) -> Matcher:
+        """Return a matcher at the beginning of an answer.
+
+        Raises:
+            InvalidInput: The grammar cannot be used.
+        """
+        from llguidance import LLMatcher
+
+        matcher = LLMatcher(self._compiled, grammar.text, log_level=0)
+        if matcher.is_error():
+            reason = matcher.get_error().strip().partition("\n")[0]
+            msg = f"The form asked of the answer cannot be enforced: {reason}"
+            raise InvalidInput(msg)
+        return Matcher(matcher, self._ranks)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self._tokenizer, eos_token=self._end_tokens)
+
+    @functools.cached_property
+    def _ranks(self) -> "Tensor":
+        """How well tokens close: ends, then brackets, then quotes, then all others."""
+        import torch
+
+        ranks = torch.full((self._compiled.vocab_size,), 3, dtype=torch.int8)
+        for token in range(len(ranks)):
+            text = self._compiled.decode_str([token])
+            if text and not text.strip('}]"'):
+                ranks[token] = 1 if text[0] in "}]" else 2
+        ranks[self._end_tokens] = 0
+        return ranks
