@@ -170,6 +170,7 @@ class _Script:
     """Logits that spell the answers."""
 
     kernels = "none: a fake"
+    packs = False
     packed_bytes = 0
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Callable[..., str]) -> None:

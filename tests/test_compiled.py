@@ -96,29 +96,35 @@ def test_attention_of_some_tokens_leaves_the_others(dtype):
 
 def test_attention_keeps_what_is_not_finite(dtype):
     """A broken row must be found, not answered."""
-    keys, values = torch.randn(2, 1, 1, 8, 16).to(dtype)
-    values[0, 0, 3, 5] = torch.nan
     query, zero = torch.randn(1, 2, 16).to(dtype), torch.tensor([0])
-    out = attend(query, keys, values, zero, torch.tensor([5]))
-    assert out[..., 5].isnan().all()
-    before = attend(query, keys, values, zero, torch.tensor([2]))
-    assert before.isfinite().all(), "what is not seen does no harm"
+    for broken in range(2):
+        both = torch.randn(2, 1, 1, 8, 16).to(dtype)
+        both[broken, 0, 0, 3, 5] = torch.nan
+        out = attend(query, *both, zero, torch.tensor([5]))
+        assert out[..., 5].isnan().all()
+        before = attend(query, *both, zero, torch.tensor([2]))
+        assert before.isfinite().all(), "what is not seen does no harm"
+    query[0, 1, 0] = torch.nan
+    out = attend(query, *torch.randn(2, 1, 1, 8, 16).to(dtype), zero, torch.tensor([5]))
+    assert out[0, 0].isfinite().all()
+    assert out[0, 1].isnan().all()
 
 
+@pytest.mark.parametrize("read", [0, 1])
 @pytest.mark.parametrize("rank", [1, 7, 8, 19])
-def test_adapters(dtype, rank):
+def test_adapters(dtype, rank, read):
     features, outputs, rows = 40, 33, 6
     x, y = torch.randn(rows, features).to(dtype), torch.randn(rows, outputs).to(dtype)
-    a, b = torch.randn(rank, features).to(dtype), torch.randn(rank, outputs).to(dtype)
+    a, b = torch.randn(rank, features).to(dtype), torch.randn(rank, 20).to(dtype)
     pair = torch.tensor([[a.data_ptr(), b.data_ptr(), rank, 3, 20, bits_of(0.5)], [0] * 6])
-    b20 = b.flatten()[: rank * 20].view(rank, 20)
-    units = torch.tensor([[1, 4, pair.data_ptr(), 2], [5, 1, pair.data_ptr(), 2]])
-    expected = y.double()
-    expected[1:, 3:23] += 0.5 * x[1:].double() @ a.double().T @ b20.double()
-    bare = y[0].clone()
+    units = torch.tensor([[1, 4, pair.data_ptr(), 2, read], [5, 1, pair.data_ptr(), 2, read]])
+    expected, bare, again = y.double(), y[0].clone(), y.clone()
+    expected[1:, 3:23] += 0.5 * x[1:].double() @ a.double().T @ b.double()
     lora.add(x, y, units, 0, rank)
     close(y, expected)
     assert torch.equal(y[0], bare)
+    lora.add(x, again, torch.tensor([[3, 1, pair.data_ptr(), 2, read]]), 0, rank)
+    assert torch.equal(again[3], y[3]), "a row depends on its company"
 
 
 def test_without_openmp_one_thread_does_all(monkeypatch, dtype):

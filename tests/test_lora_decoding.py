@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from one4all_lc.base.linears import Linears
+from one4all_lc.base.lora import Adapter
 from one4all_lc.base.packing import Packer, measured_overhead
 from one4all_lc.base.planning import Planner
 from one4all_lc.base.residency import Residency
@@ -30,8 +31,7 @@ def adapters(base_nf4, experts):
 def planner(request, linears):
     """Rows' own factors by our kernel, and all adapters packed as where that does not run."""
     groups = linears.groups
-    way = Tables(groups) if request.param is Tables else Packer(groups, rank_overhead=50.0)
-    return Planner(way)
+    return Planner(request.param(groups))
 
 
 def inputs(group):
@@ -122,17 +122,32 @@ def test_adapters_out_of_memory_are_let_go(linears, adapters):
     import weakref
 
     groups = linears.groups
-    for way in (Tables(groups), Packer(groups, rank_overhead=50.0)):
+    for way in (Tables(groups), Packer(groups)):
         planner = Planner(way)
-        adapter = type(adapters[0])("copy", dict(adapters[0].factors))
+        factors = {name: (a.clone(), b.clone()) for name, (a, b) in adapters[0].factors.items()}
+        adapter = Adapter("copy", factors)
         watched = weakref.ref(adapter)
         deltas(planner, linears, [adapter], [only(adapter)] * ROWS)
         assert way.memory_bytes == 0 or isinstance(way, Packer)
+        del adapter, factors
+        gc.collect()
+        assert watched() is not None or isinstance(way, Packer), "a table holds its adapters"
         planner.keep({"others"})
-        del adapter
         gc.collect()
         assert watched() is None
         assert way.memory_bytes == 0
+
+
+def test_an_adapter_that_comes_back_is_looked_up_anew(linears, adapters):
+    """Its bytes lie elsewhere than before it left memory."""
+    planner, first = Planner(Tables(linears.groups)), adapters[0]
+    expected = deltas(planner, linears, [first], [only(first)] * ROWS)
+    zeros = {name: (a, torch.zeros_like(b)) for name, (a, b) in first.factors.items()}
+    back = Adapter(first.identity, zeros)
+    deltas(planner, linears, [adapters[1]], [only(adapters[1])] * ROWS)
+    found = deltas(planner, linears, [back], [only(back)] * ROWS)
+    assert any(item.any() for item in expected)
+    assert not any(item.any() for item in found)
 
 
 def test_the_price_of_a_segment_is_measured(linears):

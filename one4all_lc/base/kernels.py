@@ -13,7 +13,7 @@ are: so a row's answer does not depend on its neighbours.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -157,7 +157,7 @@ _WORDS = {
 def find_kernels(
     dtype: torch.dtype,
     device: torch.device,
-    shapes: Sequence[tuple[int, int]],
+    widths: Collection[int],
     *,
     quantization: str,
 ) -> Kernels:
@@ -166,14 +166,14 @@ def find_kernels(
     Args:
         dtype: Type of the hidden states.
         device: Where they are.
-        shapes: (out, in) of the weights that one layer of the base multiplies with.
+        widths: Of the inputs of the base's linear layers.
         quantization: Of the base.
     """
     layout, small = "dense", ""
     if device.type == "cpu":
         if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             layout = "onednn"
-        if quantization != "none" and all(width % WHOLE == 0 for _, width in shapes):
+        if quantization != "none" and all(width % WHOLE == 0 for width in widths):
             runs = PackedNf4.of(torch.ones(32, 64, dtype=dtype)) is not None
             small = "nf4" if quantization == "nf4" and runs else "int8"
     elif quantization != "none":

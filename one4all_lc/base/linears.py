@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.base.kernels import Kernels, Product, find_kernels, small_rows
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.lora import PlanCell
@@ -148,11 +149,12 @@ class Linears:
     def __init__(self, base: SharedBase) -> None:
         self.cell = PlanCell()
         self.device = base.device
+        self.compiled = runs(base.device, base.dtype)
         model = base.model
         head = [name for name, module in model.named_modules() if module is _head(model)]
         grouped = _grouped(list(base.facts.linears))
-        shapes = _shapes(base, grouped)
-        self.kernels = find_kernels(base.dtype, base.device, shapes, quantization=base.quantization)
+        widths = {in_features for _, in_features in base.facts.linears.values()}
+        self.kernels = find_kernels(base.dtype, base.device, widths, quantization=base.quantization)
         self.groups: list[LinearGroup] = []
         for names in [*grouped, *([name] for name in head)]:
             layers = [cast("nn.Linear", model.get_submodule(name)) for name in names]
@@ -218,10 +220,3 @@ def _grouped(names: Sequence[str]) -> list[list[str]]:
         seen.update(group)
         groups.append(group)
     return groups
-
-
-def _shapes(base: SharedBase, grouped: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    """Return (out, in) of every kind of group once."""
-    linears = base.facts.linears
-    shapes = {(sum(linears[name][0] for name in names), linears[names[0]][1]) for names in grouped}
-    return sorted(shapes)[:8]

@@ -11,6 +11,7 @@ are laid under each other, and prompts are read with the factors as loaded (`bas
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +24,7 @@ Mixture = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter in memory, ready to be packed.
+    """An adapter in memory.
 
     Attributes:
         identity: Hash of weights and scales.
@@ -57,6 +58,13 @@ class Group(Protocol):
     names: tuple[str, ...]
     widths: tuple[int, ...]
     in_features: int
+
+
+def members(group: Group) -> Iterator[tuple[str, slice]]:
+    """Yield each layer of a group and which of the group's outputs are its own."""
+    ends = itertools.accumulate(group.widths)
+    for name, width, end in zip(group.names, group.widths, ends, strict=True):
+        yield name, slice(end - width, end)
 
 
 class Segment(Protocol):

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from one4all_lc.base.kernels import Dense, seconds
-from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment
+from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment, members
 
 DEFAULT_PACKED_BYTES = 1 << 29
 """Bytes of packings that are kept: the running batch's, and those of the batches before."""
@@ -91,10 +91,7 @@ class ReadingSegment:
         """Collect the factors of a mixture."""
         factors: dict[str, list[tuple[slice, Tensor, Tensor, float]]] = {}
         for group in groups:
-            first = 0
-            for name, width in zip(group.names, group.widths, strict=True):
-                outputs = slice(first, first + width)
-                first += width
+            for name, outputs in members(group):
                 for identity, weight in mixture:
                     pair = adapters[identity].factors.get(name)
                     if pair is not None:
@@ -152,9 +149,9 @@ def _pack(adapters: Sequence[Adapter], group: Group) -> LoraTerm | None:
     """Lay the adapters' factors for one group under each other; None if no adapter has any."""
     # Of each factor: its adapter, the first of its outputs, A and B.
     placed = [
-        (i, sum(group.widths[:member]), *adapter.factors[name])
+        (i, outputs.start, *adapter.factors[name])
         for i, adapter in enumerate(adapters)
-        for member, name in enumerate(group.names)
+        for name, outputs in members(group)
         if name in adapter.factors
     ]
     owners = tuple(i for i, _, a, _ in placed for _ in range(a.shape[0]))
@@ -177,18 +174,13 @@ class Packer:
 
     Args:
         groups: The base's groups of linears.
-        rank_overhead: What one segment more costs, in rows times rank.
         budget: Bytes; packings beyond it are dropped, least recently used first, but for those of
             the running forward.
     """
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        rank_overhead: float,
-        budget: int = DEFAULT_PACKED_BYTES,
-    ) -> None:
-        self._groups, self._rank_overhead, self._budget = groups, rank_overhead, budget
+    def __init__(self, groups: Sequence[Group], budget: int = DEFAULT_PACKED_BYTES) -> None:
+        self._groups, self._budget = groups, budget
+        self._rank_overhead: float | None = None  # what one segment more costs, in rows times rank
         self._packings: OrderedDict[frozenset[str], Packing] = OrderedDict()
 
     def segments(
@@ -238,10 +230,14 @@ class Packer:
 
     def _parts(self, rows: Sequence[Mixture], adapters: AdaptersById) -> Iterator[list[Mixture]]:
         """Cut rows into segments where one more costs less than wasted arithmetic."""
+        if self._rank_overhead is None and any(rows):
+            like = next(iter(adapters[next(filter(None, rows))[0][0]].factors.values()))[0]
+            self._rank_overhead = measured_overhead(self._groups, like.device, like.dtype)
+        overhead = self._rank_overhead or 0.0
 
         def cost(tokens: int, identities: frozenset[str]) -> float:
             rank = sum(adapters[identity].rank for identity in identities)
-            return tokens * rank + (self._rank_overhead if identities else 0)
+            return tokens * rank + (overhead if identities else 0)
 
         part: list[Mixture] = []
         held = frozenset[str]()

@@ -3,10 +3,9 @@
 from collections.abc import Container, Sequence
 from typing import Protocol, Self
 
-from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.lora import AdaptersById, Mixture, Plan, Segment
-from one4all_lc.base.packing import DEFAULT_PACKED_BYTES, Packer, measured_overhead
+from one4all_lc.base.packing import DEFAULT_PACKED_BYTES, Packer
 from one4all_lc.base.tables import Tables
 
 
@@ -46,10 +45,9 @@ class Planner:
             linears: The base's.
             packed_bytes: Elsewhere adapters are packed, and kept so up to this many bytes.
         """
-        groups, device, dtype = linears.groups, linears.device, linears.kernels.dtype
-        if runs(device, dtype):
-            return cls(Tables(groups))
-        return cls(Packer(groups, measured_overhead(groups, device, dtype), packed_bytes))
+        if linears.compiled:
+            return cls(Tables(linears.groups))
+        return cls(Packer(linears.groups, packed_bytes))
 
     def plan(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int = 0

@@ -5,6 +5,7 @@ module's globals: here the layers of one model, and no others, get transformers'
 another function under that name.
 """
 
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +22,13 @@ Apply = Callable[..., tuple[Tensor, Tensor]]
 
 
 def fuse(model: nn.Module) -> None:
-    """Let a model's attention layers turn heads with our kernel, if it gives the same."""
+    """Let a model's attention layers turn heads with our kernel, if it runs and gives the same."""
+    first = next(model.parameters())
+    if not runs(first.device, first.dtype):
+        return
     for module in model.modules():
         forward: Any = type(module).forward
-        if _NAME not in forward.__code__.co_names:
+        if _NAME not in getattr(getattr(forward, "__code__", None), "co_names", ()):
             continue
         apply = forward.__globals__.get(_NAME)
         if apply is not None and _same(apply):
@@ -37,9 +41,11 @@ def fuse(model: nn.Module) -> None:
 
 
 def _fused(apply: Apply) -> Apply:
-    def turn(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any) -> tuple[Tensor, Tensor]:
-        if more or not all(_fits(x, cos) for x in (q, k)):
-            return apply(q, k, cos, sin, *more)
+    def turn(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any
+    ) -> tuple[Tensor, Tensor]:
+        if more or named or not all(_fits(x, cos) for x in (q, k)):
+            return apply(q, k, cos, sin, *more, **named)
         return rotate(q, cos, sin), rotate(k, cos, sin)
 
     return turn
@@ -58,12 +64,18 @@ def _fits(x: Tensor, cos: Tensor) -> bool:
     )
 
 
+@functools.cache
 @torch.inference_mode()
 def _same(apply: Apply) -> bool:
     """Whether a model turns heads as the kernel does: some turn neighbours instead of halves."""
     q = torch.linspace(-1, 1, 2 * 3 * 8).view(1, 2, 3, 8)
     k, angles = q.flip(3), torch.linspace(0, 3, 3 * 8).view(1, 3, 8)
     cos, sin = angles.cos(), angles.sin()
-    expected = apply(q, k, cos, sin)
+    try:
+        expected = apply(q, k, cos, sin)
+    except (TypeError, RuntimeError):  # it takes something else
+        return False
     found = rotate(q, cos, sin), rotate(k.contiguous(), cos, sin)
-    return all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    return len(expected) == 2 and all(
+        map(functools.partial(torch.allclose, atol=1e-6), found, expected)
+    )

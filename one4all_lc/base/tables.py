@@ -1,6 +1,7 @@
 """Where a kernel finds the factors of the adapters that each token is computed with."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,10 @@ from torch import Tensor
 
 from one4all_lc.base.compiled import lora
 from one4all_lc.base.compiled.kernel import bits_of
-from one4all_lc.base.lora import AdaptersById, Group, Mixture, Segment
+from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment, members
+
+_MOST = 256
+"""Tables that are kept: weights chosen anew for each request make a mixture each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,13 +22,27 @@ class Table:
 
     Attributes:
         pairs: Shape (groups, pairs of a group, `lora.FIELDS`), int64.
-        factors: The tensors that it points to.
+        adapters: Those of the mixture.
+        factors: The tensors that it points to: theirs, or copies in the layout of the kernel.
         ranks: Of each group the largest, shape (groups,).
     """
 
     pairs: Tensor
+    adapters: tuple[Adapter, ...]
     factors: tuple[Tensor, ...]
     ranks: Tensor
+
+    def points_to(self, adapters: AdaptersById, mixture: Mixture) -> bool:
+        """Whether it was made of these very adapters."""
+        return all(
+            adapters[identity] is adapter
+            for (identity, _), adapter in zip(mixture, self.adapters, strict=True)
+        )
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its address, and how many pairs it has for each group."""
+        return self.pairs.data_ptr(), self.pairs.shape[1]
 
     @classmethod
     def of(cls, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]) -> "Table":
@@ -32,25 +50,23 @@ class Table:
         kept: list[Tensor] = []
         rows: list[list[tuple[int, ...]]] = []
         for group in groups:
-            firsts = itertools.accumulate(group.widths, initial=0)
             row: list[tuple[int, ...]] = []
-            for (name, width), first in zip(
-                zip(group.names, group.widths, strict=True), firsts, strict=False
-            ):
+            for name, outputs in members(group):
                 for identity, weight in mixture:
                     pair = adapters[identity].factors.get(name)
                     if pair is None:
                         continue
                     a, b = pair[0].contiguous(), pair[1].t().contiguous()
                     kept += [a, b]
-                    place = (a.shape[0], first, width, bits_of(weight))
+                    place = (a.shape[0], outputs.start, b.shape[1], bits_of(weight))
                     row.append((a.data_ptr(), b.data_ptr(), *place))
             rows.append(row)
         pairs = torch.zeros(len(rows), max(map(len, rows)), lora.FIELDS, dtype=torch.long)
         for i, row in enumerate(rows):
             if row:
                 pairs[i, : len(row)] = torch.tensor(row)
-        return cls(pairs, tuple(kept), pairs[:, :, 2].amax(1))
+        used = tuple(adapters[identity] for identity, _ in mixture)
+        return cls(pairs, used, tuple(kept), pairs[:, :, 2].amax(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,24 +90,30 @@ class TableSegment:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
         group = self.groups.get(name)
         if group is not None:
-            assert x.shape[0] == y.shape[0] == self.tokens.stop  # a kernel reads what it is told to
+            if (
+                not x.shape[0] == y.shape[0] == self.tokens.stop
+            ):  # a kernel reads what it is told to
+                msg = f"{name} is given {x.shape[0]} tokens of {self.tokens.stop}"
+                raise IndexError(msg)
             lora.add(x.contiguous(), y, self.units, *group)
 
 
 class Tables:
-    """The tables of the mixtures that were used since their adapters were loaded.
+    """The tables of the mixtures that were used last.
 
     Args:
         groups: The base's groups of linears.
     """
 
-    memory_bytes = 0
-    """The factors are those that were loaded."""
-
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
         self._numbers = [(group.names[0], i) for i, group in enumerate(groups)]
-        self._tables: dict[Mixture, Table] = {}
+        self._tables: OrderedDict[Mixture, Table] = OrderedDict()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that it keeps besides the adapters as loaded: none that count."""
+        return 0
 
     def segments(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
@@ -101,20 +123,23 @@ class Tables:
         Args:
             rows: Each (number of tokens, mixture), one after another.
             adapters: Every adapter that the rows name, by identity.
-            decoding: Unused: tokens are computed alike, decoded or read.
+            decoding: The first so many rows have one token each, which is decoded.
         """
-        units: list[tuple[int, int, int, int]] = []
+        units: list[tuple[int, ...]] = []
         tables: list[Table] = []
         first = 0
-        for mixture, same in itertools.groupby(rows, lambda row: row[1]):
-            after = first + sum(count for count, _ in same)
+        phases = [int(i >= decoding) for i in range(len(rows))]
+        for (mixture, read), same in itertools.groupby(
+            zip(rows, phases, strict=True), lambda item: (item[0][1], item[1])
+        ):
+            after = first + sum(count for (count, _), _ in same)
             if mixture:
                 table = self._table(mixture, adapters)
                 tables.append(table)
-                pairs = table.pairs.shape[1]
+                step = lora.READ if read else lora.DECODED
                 units += [
-                    (token, min(lora.TOKENS, after - token), table.pairs.data_ptr(), pairs)
-                    for token in range(first, after, lora.TOKENS)
+                    (token, min(step, after - token), *table.place, read)
+                    for token in range(first, after, step)
                 ]
             first = after
         if not units:
@@ -132,6 +157,11 @@ class Tables:
                 del self._tables[mixture]
 
     def _table(self, mixture: Mixture, adapters: AdaptersById) -> Table:
-        if mixture not in self._tables:
-            self._tables[mixture] = Table.of(mixture, adapters, self._groups)
-        return self._tables[mixture]
+        known = self._tables.pop(mixture, None)
+        # An adapter that has left memory and come back lies elsewhere; its old copy shall go.
+        if known is None or not known.points_to(adapters, mixture):
+            known = Table.of(mixture, adapters, self._groups)
+        self._tables[mixture] = known
+        if len(self._tables) > _MOST:  # segments hold those that they use
+            self._tables.popitem(last=False)
+        return known

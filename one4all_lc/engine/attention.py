@@ -1,9 +1,10 @@
 """Attention of rows of all lengths in one forward, through transformers' attention interface.
 
-The tokens of all rows lie one after another, so no row is padded. Rows that decode have one token
-each; a prompt is read in chunks, and attends in tiles of `TILE` tokens at fixed positions. So what
-a token sees, and in which order it is summed, depends on its position alone: not on the chunks that
-its prompt was cut into, and not on its neighbours.
+The tokens of all rows lie one after another, so no row is padded. On a CPU tokens that decode, and
+those of a prompt's first tile, attend by themselves in a kernel of our own. The rest of a prompt,
+read in chunks, attends in tiles of `TILE` tokens at fixed positions. So what a token sees, and in
+which order it is summed, depends on its position alone: not on the chunks that its prompt was cut
+into, and not on its neighbours. Elsewhere rows that decode attend in spans of neighbouring slots.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ does not see add exact zeros: it gets the same bits alone and in company.
 """
 
 _CALL = 128
-"""What one more call costs, in rows times columns: measured on two cores with heads of 64."""
+"""What one more call costs, in rows times columns: a guess for devices without our kernel."""
 
 NAME = "one4all"
 
@@ -84,7 +85,8 @@ class Spans:
     Attributes:
         singles: Tokens that spans leave out; None if there are none.
         spans: Those of the other tokens.
-        order: Which token comes at each place in the spans; None if they come as they are.
+        order: Which token comes at each place in the spans; None if they come as they are, which
+            they do beside singles.
     """
 
     singles: Singles | None

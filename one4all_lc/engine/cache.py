@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from one4all_lc.base.compiled import slots as compiled
-from one4all_lc.base.compiled.kernel import runs
+from one4all_lc.base.compiled import slots as kernel
 from one4all_lc.engine.attention import TILE
 
 
@@ -37,10 +36,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     Args:
         layers: Number of attention layers.
+        compiled: Whether kernels of our own write and read it.
     """
 
-    def __init__(self, layers: int) -> None:
-        super().__init__(layers=[_SlotLayer() for _ in range(layers)])
+    def __init__(self, layers: int, *, compiled: bool) -> None:
+        super().__init__(layers=[_SlotLayer(compiled=compiled) for _ in range(layers)])
 
     def reserve(self, slots: int, columns: int) -> None:
         """Make room at the next forward; what lies beyond both may be dropped then."""
@@ -49,16 +49,19 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.room = (slots, columns)
 
-    def aim(self, slots: Tensor, positions: Tensor) -> None:
-        """Set where the next forward writes: slot and column of every token, shape (tokens,).
+    def check(self, slot: int, columns: int) -> None:
+        """Refuse to write where no room was reserved: kernels do not look.
 
         Raises:
-            IndexError: No room was reserved there.
+            IndexError: There is none.
         """
         room = self.layers[0].room
-        if int(slots.max()) >= room[0] or int(positions.max()) >= room[1]:
-            msg = f"slot {int(slots.max())}, column {int(positions.max())}: room is {room}"
+        if not (0 <= slot < room[0] and columns <= room[1]):
+            msg = f"{columns} columns of slot {slot}: there is room for {room}"
             raise IndexError(msg)
+
+    def aim(self, slots: Tensor, positions: Tensor) -> None:
+        """Set where the next forward writes: slot and column of every token, shape (tokens,)."""
         for layer in self.layers:
             layer.target = (slots, positions)
 
@@ -91,8 +94,15 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     target: tuple[Tensor, Tensor]
     room: tuple[int, int] = (0, 0)
 
+    def __init__(self, *, compiled: bool) -> None:
+        super().__init__()
+        self._compiled = compiled
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Start without slots; `make_room` makes those that were reserved."""
+        if key_states.shape[3] != value_states.shape[3] or key_states.dtype != value_states.dtype:
+            msg = f"keys are {key_states[0, 0, 0].shape}, values {value_states[0, 0, 0].shape}"
+            raise TypeError(msg)
         self.keys = key_states.new_zeros((0, key_states.shape[1], 0, key_states.shape[3]))
         self.values = value_states.new_zeros((0, value_states.shape[1], 0, value_states.shape[3]))
         self.is_initialized = True
@@ -109,8 +119,13 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.make_room()
-        _write(key_states, self.keys, *self.target)
-        _write(value_states, self.values, *self.target)
+        for x, store in ((key_states, self.keys), (value_states, self.values)):
+            if self._compiled:
+                kernel.write(x if x.stride(3) == 1 else x.contiguous(), store, *self.target)
+            else:
+                # Indices around a slice: the indexed axes come first, (tokens, heads, size).
+                slots, positions = self.target
+                store[slots, :, positions] = x[0].transpose(0, 1)
         return self.keys, self.values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -124,15 +139,6 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     def get_max_length(self) -> int:
         """No bound: slots grow."""
         return -1
-
-
-def _write(x: Tensor, store: Tensor, slots: Tensor, columns: Tensor) -> None:
-    """Write (1, heads, tokens, size) into the slots of a store."""
-    if runs(store.device, store.dtype):
-        compiled.write(x if x.stride(3) == 1 else x.contiguous(), store, slots, columns)
-    else:
-        # Indices around a slice: the indexed axes come first, (tokens, heads, size).
-        store[slots, :, columns] = x[0].transpose(0, 1)
 
 
 def _moved(store: Tensor, slots: int, columns: int) -> Tensor:

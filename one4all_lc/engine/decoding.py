@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from one4all_lc.base import norms, rotary
-from one4all_lc.base.compiled.kernel import Kernel, runs
+from one4all_lc.base.compiled.kernel import Kernel
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.lora import AdaptersById, Mixture
@@ -43,7 +43,7 @@ class Decoder:
 
     Args:
         base: The shared base; its layers are replaced.
-        packed_bytes: Packed adapters are kept up to this many bytes.
+        packed_bytes: Where adapters are packed, packings are kept up to this many bytes.
 
     Raises:
         ModelNotFound: The base attends in a way that is not computed here.
@@ -58,12 +58,12 @@ class Decoder:
         self._base = base
         self._cell = linears.cell
         self.kernels = str(linears.kernels)
-        self._compiled = runs(base.device, base.dtype)
+        self._compiled = linears.compiled
         if self._compiled:
             Kernel.compile_all(base.dtype)
         self._planner = Planner.of(linears, packed_bytes)
         config = base.model.config.get_text_config()
-        self.cache = SlotCache(config.num_hidden_layers)
+        self.cache = SlotCache(config.num_hidden_layers, compiled=self._compiled)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[RowInput], adapters: AdaptersById) -> Tensor:
@@ -81,6 +81,8 @@ class Decoder:
         """
         order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
         placed = [rows[i] for i in order]
+        for row in rows:
+            self.cache.check(row.slot, row.start + len(row.tokens))
         device = self._base.device
         tokens = torch.tensor([[token for row in placed for token in row.tokens]], device=device)
         positions = torch.cat(
@@ -127,12 +129,17 @@ class Decoder:
         return Spans(None, spans + reading, torch.tensor(order, device=positions.device))
 
     @property
+    def packs(self) -> bool:
+        """Whether adapters are packed besides being loaded."""
+        return not self._compiled
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of packed adapters."""
         return self._planner.memory_bytes
 
     def drop_all_but(self, adapters: Container[str]) -> None:
-        """Forget packed adapters that are not in memory any more."""
+        """Let go of adapters that are not in memory any more."""
         self._planner.keep(adapters)
 
     @torch.inference_mode()
@@ -161,7 +168,7 @@ def _decoding_spans(
     if moved:
         positions = positions[torch.tensor(order, device=positions.device)]
     slots = [rows[i].slot for i in order]
-    runs = attention.decoding_spans(slots, [rows[i].start for i in order])
+    found = attention.decoding_spans(slots, [rows[i].start for i in order])
     spans = [
         Span(
             slice(first, after),
@@ -169,7 +176,7 @@ def _decoding_spans(
             end,
             positions[first:after, None],
         )
-        for first, after, end in runs
+        for first, after, end in found
     ]
     return spans, order if moved else None
 

@@ -10,7 +10,6 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from one4all_lc.base.compiled.kernel import runs
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
@@ -82,12 +81,12 @@ class Engine:
             self.base = base
             self.max_rows = max_rows
             # Where adapters are packed for decoding, they take half as much again as loaded.
-            packed_bytes = 0 if runs(base.device, base.dtype) else adapter_bytes * 3 // 5
-            loaded_bytes = adapter_bytes - packed_bytes
-            self.adapter_bytes = adapter_bytes
-            self.residency = self._make_residency(loaded_bytes)
+            packed_bytes = adapter_bytes * 3 // 5
             with passing_threads():
                 self._decoder = self._make_decoder(packed_bytes)
+            loaded_bytes = adapter_bytes - (packed_bytes if self._decoder.packs else 0)
+            self.adapter_bytes = adapter_bytes
+            self.residency = self._make_residency(loaded_bytes)
             self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()

@@ -119,7 +119,7 @@ def likeliest(
         forbidden = samplers[i].forbidden(counts[i], logits.shape[1], logits.device)
         if forbidden is not None:
             logits[i].masked_fill_(forbidden, -torch.inf)
-    values, tokens = logits.float().max(-1)
+    values, tokens = logits.max(-1)
     finite = torch.isfinite(values).tolist()
     # What is not finite is left to `choose`, which says so.
     likely = [token if ok else None for token, ok in zip(tokens.tolist(), finite, strict=True)]

@@ -86,8 +86,8 @@ def _attend(pointer: Any) -> None:
         arguments[9],
     )
     scale, window = as_float(types.uint32(arguments[12])), arguments[13]
-    tokens, slots = table(arguments[14], rows), table(arguments[15], rows)
-    positions = table(arguments[16], rows)
+    tokens, slots = table(arguments[14], rows, pointer), table(arguments[15], rows, pointer)
+    positions = table(arguments[16], rows, pointer)
     groups = heads // key_heads
     query, sums = np.empty(size, np.float32), np.empty(size, np.float32)
     longest = 0

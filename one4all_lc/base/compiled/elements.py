@@ -11,6 +11,9 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
+ALONE = 8
+"""Tokens whose heads one thread does sooner than it wakes others."""
+
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be vectorised: their order is fixed when a kernel is compiled. NaN stays NaN."""
 
@@ -37,16 +40,6 @@ def _at(_: Any, address: Any, pointer: Any) -> Any:
 
 
 @intrinsic
-def _integers_at(_: Any, address: Any) -> Any:
-    """Return an address as a pointer to int64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(types.int64)(types.int64), generate
-
-
-@intrinsic
 def _element_bytes(_: Any, pointer: Any) -> Any:
     """Return the size of what a pointer points to."""
 
@@ -64,9 +57,9 @@ def elements(address: Any, offset: Any, shape: Any, pointer: Any) -> Any:
 
 
 @njit(inline="always")
-def table(address: Any, shape: Any) -> Any:
-    """Return an array of int64."""
-    return carray(_integers_at(address), shape)
+def table(address: Any, shape: Any, pointer: Any) -> Any:
+    """Return the array of int64 at an address."""
+    return carray(_at(address, integers(pointer)), shape)
 
 
 @intrinsic

@@ -3,10 +3,13 @@
 import contextlib
 import ctypes
 import functools
+import hashlib
 import struct
+import types
 from array import array
 from collections.abc import Callable
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -33,8 +36,7 @@ class Kernel:
     def __init__(self, function: Callable[[Any], None]) -> None:
         self._all.append(self)
         self._function = function
-        self._compiled: dict[torch.dtype, tuple[int, Callable[[int], None]]] = {}
-        self._kept: list[object] = []
+        self._compiled: dict[torch.dtype, _Compiled] = {}
 
     def __call__(
         self, dtype: torch.dtype, units: int, *arguments: int, parallel: bool = True
@@ -46,15 +48,21 @@ class Kernel:
             units: How many units of work there are.
             *arguments: What it takes besides: numbers, and addresses of contiguous tensors.
             parallel: Whether they are worth waking other threads.
+
+        Raises:
+            MemoryError: A thread has ended early.
         """
-        address, alone = self._compiled.get(dtype) or self.compile(dtype)
+        compiled = self._compiled.get(dtype) or self.compile(dtype)
         given = array("q", (0, units, *arguments))
         pointer = given.buffer_info()[0]
         together = _together() if parallel else None
         if together is None:
-            alone(pointer)
+            compiled.alone(pointer)
         else:
-            together(address, pointer, 0, 0)
+            together(compiled.address, pointer, 0, 0)
+        if given[0] < units:  # Numba has printed why
+            msg = f"{self._function.__name__} has done {given[0]} of {units} units of work"
+            raise MemoryError(msg)
 
     @classmethod
     def compile_all(cls, dtype: torch.dtype) -> None:
@@ -62,20 +70,44 @@ class Kernel:
         for kernel in cls._all:
             kernel.compile(dtype)
 
-    def compile(self, dtype: torch.dtype) -> tuple[int, Callable[[int], None]]:
-        """Compile it for a type, or read what was compiled before; return address and function."""
+    def compile(self, dtype: torch.dtype) -> "_Compiled":
+        """Compile it for a type, or read what was compiled before."""
         if dtype not in self._compiled:
-            from numba import cfunc, types
+            from numba import cfunc
+            from numba import types as kinds
 
-            from one4all_lc.base.compiled.elements import FAST
+            from one4all_lc.base.compiled import elements
 
-            element = getattr(types, _STANDS_FOR[dtype])
-            signature = types.void(types.CPointer(element))
-            made = cfunc(signature, cache=True, fastmath=FAST)(self._function)
-            call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
-            self._compiled[dtype] = (made.address, call)
-            self._kept.append(made)  # the machine code lives as long as this
+            element = getattr(kinds, _STANDS_FOR[dtype])
+            signature = kinds.void(kinds.CPointer(element))
+            function = _keyed(self._function, Path(elements.__file__).read_bytes())
+            options = {"fastmath": elements.FAST, "error_model": "numpy"}
+            try:
+                made = cfunc(signature, cache=True, **options)(function)
+            except RuntimeError:  # nowhere to keep it
+                made = cfunc(signature, **options)(function)
+            alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
+            self._compiled[dtype] = _Compiled(made.address, alone, made)
         return self._compiled[dtype]
+
+
+class _Compiled(NamedTuple):
+    """Machine code: where it begins, how it is called, and what keeps it."""
+
+    address: int
+    alone: Callable[[int], None]
+    owner: object
+
+
+def _keyed(function: Callable[..., None], shared: bytes) -> Callable[..., None]:
+    """Return a function that Numba keeps under another key whenever what kernels share changes.
+
+    Numba looks at the function's own file and at the variables that it closes over: so it is given
+    one, which it does not use.
+    """
+    code = function.__code__.replace(co_freevars=("shared",))
+    cell = types.CellType(hashlib.sha256(shared).hexdigest())
+    return types.FunctionType(code, function.__globals__, function.__name__, None, (cell,))
 
 
 @functools.cache

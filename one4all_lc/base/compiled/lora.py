@@ -3,8 +3,8 @@
     h = x @ A.T      (tokens, rank)
     y += h @ B       (tokens, out)      B of shape (rank, out)
 
-Tokens that share a mixture are computed up to `TOKENS` at a time, since reading the factors is what
-it costs.
+Neighbours that share a mixture are a unit of work. A few tokens are computed with the factors as
+they lie in memory, since reading them is what it costs; for many they are made float32 first.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ from one4all_lc.base.compiled.elements import (
 )
 from one4all_lc.base.compiled.kernel import Kernel
 
-TOKENS = 4
+DECODED, READ = 4, 32
 """Tokens of one unit of work: so few that a batch of one mixture is work for several threads."""
 
 FIELDS = 6
@@ -90,20 +90,31 @@ def _add_pair(x: Any, a: Any, b: Any, weight: Any, y: Any, scratch: Any) -> None
         y[i] = narrow(sums[i], y[i])
 
 
+@njit(fastmath=FAST)
+def _widened(factor: Any) -> Any:
+    """Return a factor in float32."""
+    wide = np.empty(factor.shape, np.float32)
+    for r in range(factor.shape[0]):
+        for i in range(factor.shape[1]):
+            wide[r, i] = widen(factor[r, i])
+    return wide
+
+
 @Kernel
 def _add(pointer: Any) -> None:
     arguments = carray(integers(pointer), 9)
     count, features, outputs = arguments[1], arguments[4], arguments[5]
-    units = table(arguments[6], (count, 4))
+    units = table(arguments[6], (count, 5), pointer)
     group, rank = arguments[7], arguments[8]
-    x = np.empty((TOKENS, features), np.float32)
+    x = np.empty((READ, features), np.float32)
     scratch = np.empty(rank, np.float32), np.empty(outputs, np.float32)
     while True:
         unit = take(integers(pointer))
         if unit >= count:
             break
         first, rows, factors = units[unit, 0], units[unit, 1], units[unit, 3]
-        pairs = table(units[unit, 2] + 8 * FIELDS * factors * group, (factors, FIELDS))
+        read = units[unit, 4]
+        pairs = table(units[unit, 2] + 8 * FIELDS * factors * group, (factors, FIELDS), pointer)
         for row in range(rows):
             given = elements(arguments[2], (first + row) * features, features, pointer)
             for i in range(features):
@@ -113,9 +124,15 @@ def _add(pointer: Any) -> None:
             a = elements(pairs[pair, 0], 0, (own, features), pointer)
             b = elements(pairs[pair, 1], 0, (own, width), pointer)
             weight = as_float(types.uint32(pairs[pair, 5]))
-            for row in range(rows):
-                y = elements(arguments[3], (first + row) * outputs + begin, width, pointer)
-                _add_pair(x[row], a, b, weight, y, scratch)
+            if read:
+                wide_a, wide_b = _widened(a), _widened(b)
+                for row in range(rows):
+                    y = elements(arguments[3], (first + row) * outputs + begin, width, pointer)
+                    _add_pair(x[row], wide_a, wide_b, weight, y, scratch)
+            else:
+                for row in range(rows):
+                    y = elements(arguments[3], (first + row) * outputs + begin, width, pointer)
+                    _add_pair(x[row], a, b, weight, y, scratch)
 
 
 def add(x: Tensor, y: Tensor, units: Tensor, group: int, rank: int) -> None:
@@ -124,9 +141,10 @@ def add(x: Tensor, y: Tensor, units: Tensor, group: int, rank: int) -> None:
     Args:
         x: Shape (rows, in), contiguous.
         y: Shape (rows, out), contiguous.
-        units: Shape (units, 4), int64: first row, number of rows up to `TOKENS`, address of their
-            mixture's table, and how many factor pairs that has for each group of layers. A table
-            has `FIELDS` int64 a pair; a pair of rank 0 adds nothing.
+        units: Shape (units, 5), int64: first row, number of rows up to `DECODED` or `READ`, address
+            of their mixture's table, how many factor pairs that has for each group of layers, and 1
+            for rows of a prompt, 0 for decoded ones: they come out alike, but for the last bit.
+            A table has `FIELDS` int64 a pair; a pair of rank 0 adds nothing.
         group: Which group of layers x is the input of.
         rank: The largest.
     """

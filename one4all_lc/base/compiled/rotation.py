@@ -5,11 +5,8 @@ from typing import Any
 from numba import carray, njit
 from torch import Tensor
 
-from one4all_lc.base.compiled.elements import FAST, elements, integers, narrow, take, widen
+from one4all_lc.base.compiled.elements import ALONE, FAST, elements, integers, narrow, take, widen
 from one4all_lc.base.compiled.kernel import Kernel
-
-_ALONE = 8
-"""Tokens that one thread turns sooner than it wakes others."""
 
 
 @njit(fastmath=FAST)
@@ -61,6 +58,6 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         size,
         x.stride(2),
         x.stride(1),
-        parallel=tokens > _ALONE,
+        parallel=tokens > ALONE,
     )
     return turned.transpose(0, 1)[None]

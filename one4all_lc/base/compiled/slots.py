@@ -5,18 +5,15 @@ from typing import Any
 from numba import carray
 from torch import Tensor
 
-from one4all_lc.base.compiled.elements import elements, integers, table, take
+from one4all_lc.base.compiled.elements import ALONE, elements, integers, table, take
 from one4all_lc.base.compiled.kernel import Kernel
-
-_ALONE = 8
-"""Tokens that one thread writes sooner than it wakes others."""
 
 
 @Kernel
 def _write(pointer: Any) -> None:
     arguments = carray(integers(pointer), 12)
     tokens, heads, size = arguments[1], arguments[4], arguments[5]
-    slots, columns = table(arguments[10], tokens), table(arguments[11], tokens)
+    slots, columns = table(arguments[10], tokens, pointer), table(arguments[11], tokens, pointer)
     while True:
         token = take(integers(pointer))
         if token >= tokens:
@@ -53,5 +50,5 @@ def write(x: Tensor, store: Tensor, slots: Tensor, columns: Tensor) -> None:
         store.stride(1),
         slots.data_ptr(),
         columns.data_ptr(),
-        parallel=tokens > _ALONE,
+        parallel=tokens > ALONE,
     )
