@@ -17,7 +17,7 @@ from langchain_core.runnables.config import patch_config
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, SkipValidation, create_model
 
-from one4all_lc.card import BASE, ExpertCard
+from one4all_lc.card import ExpertCard
 from one4all_lc.errors import InvalidInput, One4AllError
 from one4all_lc.experts.chat import ChatExpert
 
@@ -216,7 +216,7 @@ def _described(card: ExpertCard) -> str:
     return f"{card.description.strip()} Understands: {', '.join(card.languages)}."
 
 
-def _tool_name(expert: str = BASE) -> str:
+def _tool_name(expert: str) -> str:
     """Make a tool's name of an expert's; what must be cut off is told apart by its hash."""
     name = re.sub(r"[^a-zA-Z0-9_-]", "_", f"ask_{expert}")
     if len(name) <= 64:
