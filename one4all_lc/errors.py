@@ -4,6 +4,7 @@
     ├── InvalidInput      the question, the data row or the option cannot be used as given
     ├── UnknownExpert     no expert of that name is in the library
     ├── UnfitExpert       an expert folder that must not be used: broken, or of another base
+    ├── Abstained         no expert is for the question, and nobody else shall answer it
     ├── ModelNotFound     a base or an embedder that no place holds
     ├── EngineClosed      the engine was closed before the request was done
     ├── EngineBusy        as many requests wait as may
@@ -27,6 +28,10 @@ class UnknownExpert(One4AllError, LookupError):
 
 class UnfitExpert(One4AllError, ValueError):
     """An expert folder that must not be used: something in it is broken or of another base."""
+
+
+class Abstained(One4AllError, LookupError):
+    """No expert is for the question, and nobody else shall answer it."""
 
 
 class ModelNotFound(One4AllError, LookupError):

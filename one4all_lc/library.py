@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from one4all_lc.card import BASE, BaseFacts
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
@@ -43,6 +43,14 @@ class Library:
         library = cls(base=base)
         library._swap(experts)
         return library
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Return itself: copies of a chat model share the experts in use."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as its experts, which are not read anew."""
+        return type(self).of, (tuple(self), self._base)
 
     def __getitem__(self, name: str) -> Expert:
         """Return the expert of that name.

@@ -1,18 +1,22 @@
 """Router and experts as one chat model."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field, SkipValidation, model_validator
 
 from one4all_lc.base.loading import DEFAULT_BASE, Quantization, SharedBase
 from one4all_lc.engine.engine import Engine
-from one4all_lc.experts.chat import ChatExpert, Choice
+from one4all_lc.errors import Abstained, InvalidInput
+from one4all_lc.experts.chat import ChatExpert
+from one4all_lc.experts.choice import Choice
 from one4all_lc.library import Library, default_adapters
-from one4all_lc.routing.route import Route
+from one4all_lc.routing.route import Candidate, Route
 from one4all_lc.routing.router import SemanticRouter
 
 if TYPE_CHECKING:
@@ -22,25 +26,52 @@ AUTO = "auto"
 """The model that lets the router choose."""
 
 
+Mode = Literal["best", "blend", "all"]
+
+Fallback = Literal["base", "ask", "error"]
+
+
 class One4All(ChatExpert):
     """Many experts as one chat model: each question goes to the expert of its domain.
 
-    Where the router abstains, the base answers without an adapter. `response_metadata["route"]`
-    says what was decided and why; `model="sql"` in a call asks one expert, whatever the router
-    thinks, and `model="base"` none.
+    `response_metadata["route"]` says what was decided and why; `model="sql"` in a call asks one
+    expert, whatever the router thinks, and `model="base"` none.
 
     Args:
         engine: The engine of the base.
         router: Chooses among the experts of its library.
         library: The experts that `model` may name; the router's by default.
+        mode: `best`: the likeliest expert answers. `blend`: the adapters of the likeliest few are
+            mixed by their probabilities. `all`: each of these answers, in one batch, and the
+            synthesizer writes one answer of theirs. A call may name another: `mode="all"`.
+        most: How many experts a blend has, or are asked, at most.
+        at_least: The least probability of those beside the likeliest.
+        fallback: Who answers where the router abstains: `base`, the base without an adapter;
+            `ask`, a question back that names the nearest domains; `error`, nobody: Abstained is
+            raised; or any Runnable, a larger model for example.
+        synthesizer: Writes one answer in mode `all`; None lets the base.
 
     Example:
         one = One4All.load()
         one.invoke("Which phone has the best battery?").response_metadata["expert"]
     """
 
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "mode")
+
     router: SkipValidation[SemanticRouter] = Field(exclude=True, repr=False)
     model: str = AUTO
+    mode: Mode = "best"
+    most: int = Field(default=3, ge=1)
+    at_least: float = Field(default=0.1, ge=0, le=1)
+    fallback: SkipValidation[Fallback | Runnable[Any, Any]] = Field(default="base", exclude=True)
+    synthesizer: SkipValidation[Runnable[Any, Any]] | None = Field(default=None, exclude=True)
+
+    @model_validator(mode="after")
+    def _fallback_is_known(self) -> Self:
+        if not isinstance(self.fallback, Runnable) and self.fallback not in get_args(Fallback):
+            msg = f"fallback is {self.fallback!r}: use 'base', 'ask', 'error' or a Runnable."
+            raise InvalidInput(msg)
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -90,24 +121,71 @@ class One4All(ChatExpert):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {**super()._identifying_params, "router": self.router.fingerprint}
+        own = {name: getattr(self, name) for name in ("mode", "most", "at_least")}
+        others = {"fallback": self.fallback, "synthesizer": self.synthesizer}
+        return {
+            **super()._identifying_params,
+            **own,
+            **{
+                name: item if isinstance(item, str) else repr(item) for name, item in others.items()
+            },
+            "router": self.router.fingerprint,
+        }
 
     def _check_model(self, model: str) -> None:
         if model != AUTO:
             super()._check_model(model)
 
-    def _choose(self, messages: list[BaseMessage], model: str) -> Choice:
-        if model != AUTO:
-            return super()._choose(messages, model)
-        return self._chosen(self.router.invoke(messages))
+    def _choose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
+        if settings.get("model", self.model) != AUTO:
+            return super()._choose(messages, settings)
+        return self._chosen(self.router.invoke(messages), settings.get("mode", self.mode))
 
-    async def _achoose(self, messages: list[BaseMessage], model: str) -> Choice:
-        if model != AUTO:
-            return await super()._achoose(messages, model)
-        return self._chosen(await self.router.ainvoke(messages))
+    async def _achoose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
+        if settings.get("model", self.model) != AUTO:
+            return await super()._achoose(messages, settings)
+        route = await self.router.ainvoke(messages)
+        return self._chosen(route, settings.get("mode", self.mode))
 
-    def _chosen(self, route: Route) -> Choice:
+    def _chosen(self, route: Route, mode: str) -> Choice:
+        if mode not in get_args(Mode):
+            msg = f"mode is {mode!r}: use 'best', 'blend' or 'all'."
+            raise InvalidInput(msg)
         if route.best and route.best not in self.library:  # taken out of use since it was routed
             route = replace(route, abstained=True, reason="removed")
-        experts = ((self.library[route.best], 1.0),) if route.best else ()
-        return Choice(experts, {"route": route.as_dict()})
+        told = {"route": route.as_dict(), "mode": mode}
+        if not route.best:
+            return self._abstained(route, told)
+        if mode == "best":
+            return Choice(((self.library[route.best], 1.0),), metadata=told)
+        likely = self._likely(route)
+        if mode == "all" and len(likely) > 1:
+            experts = tuple(self.library[item.name] for item in likely)
+            return Choice(consulted=experts, other=self.synthesizer, metadata=told)
+        total = sum(item.probability for item in likely)
+        mixed = tuple((self.library[item.name], item.probability / total) for item in likely)
+        return Choice(mixed, metadata=told)
+
+    def _likely(self, route: Route) -> list[Candidate]:
+        """Return the likeliest few experts, the best first."""
+        return [
+            item
+            for item in route.experts
+            if item.name in self.library
+            and (item.name == route.best or item.probability >= self.at_least)
+        ][: self.most]
+
+    def _abstained(self, route: Route, told: dict[str, Any]) -> Choice:
+        """Return who answers what is nobody's."""
+        if self.fallback == "base":
+            return Choice(metadata=told)
+        if isinstance(self.fallback, Runnable):
+            return Choice(other=self.fallback, metadata={**told, "expert": "fallback"})
+        nearest = [self.library[item.name] for item in route.experts if item.name in self.library]
+        domains = "; ".join(expert.card.description.rstrip(".") for expert in nearest[:3])
+        if self.fallback == "error":
+            msg = f"No expert is for this question ({route.reason}); the nearest: {domains}."
+            raise Abstained(msg)
+        ask = f"I am not sure what you ask about. I can help with: {domains}. Which is it?"
+        answer: Runnable[Any, Any] = RunnableLambda(lambda _: AIMessage(ask), name="ask back")
+        return Choice(other=answer, metadata={**told, "expert": "ask"})

@@ -98,6 +98,10 @@ class FakeEngine(Engine):
         self._experts[request.mixture] = name
         return super().submit(request, patience=patience)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as what is answered."""
+        return type(self), (self._answers,)
+
     def answer(self, prompt: str, expert: str) -> str:
         """Return what is answered to a prompt."""
         asked = Asked(prompt, expert)

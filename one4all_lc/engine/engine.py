@@ -4,13 +4,13 @@ import atexit
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from one4all_lc.base.loading import SharedBase
+from one4all_lc.base.loading import Quantization, SharedBase
 from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.attention import TILE
@@ -105,6 +105,16 @@ class Engine:
             if engine is None or engine.closed:
                 engine = cls(base)
             return engine  # type: ignore[return-value]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Return itself: copies of a chat model share the engine."""
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[str, ...]]:
+        """Pickle as the place of its base: whoever loads it gets the engine of that process."""
+        base = self.base
+        dtype = str(base.dtype).removeprefix("torch.")
+        return _engine_of, (base.facts.id, base.quantization, str(base.device), dtype)
 
     @property
     def closed(self) -> bool:
@@ -335,6 +345,13 @@ class Engine:
         else:
             self._meter.end(how)
             job.handle.finish(completion)
+
+
+def _engine_of(base: str, quantization: Quantization, device: str, dtype: str) -> Engine:
+    """Return the engine of a base, which is loaded if this process has not loaded it."""
+    kind = getattr(torch, dtype)
+    loaded = SharedBase.load(base, quantization=quantization, device=device, dtype=kind)
+    return Engine.of(loaded)
 
 
 def _why(job: Job) -> FinishReason | Exception:

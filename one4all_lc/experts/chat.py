@@ -1,50 +1,40 @@
 """One expert, or the bare base, as a LangChain chat model."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
-from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.language_models import LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.card import BASE
-from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.handle import Handle
-from one4all_lc.engine.request import Completion, Request
+from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
-from one4all_lc.experts.messages import render, to_turns
+from one4all_lc.experts.answering import Answering
+from one4all_lc.experts.choice import Choice
+from one4all_lc.experts.messages import prompt_of
+from one4all_lc.experts.options import OPTIONS, Options
+from one4all_lc.experts.structured import Method, structured
+from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
 from one4all_lc.sampling import Sampling
 
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
 _SAMPLING = tuple(item.name for item in fields(Sampling))
 
-
-@dataclass(frozen=True)
-class Choice:
-    """Who answers one call.
-
-    Attributes:
-        experts: The experts with their weights; empty for the base alone.
-        metadata: What `response_metadata` says of the choice, beside the experts themselves.
-    """
-
-    experts: tuple[tuple[Expert, float], ...]
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The expert's name, or `base`."""
-        return "+".join(expert.name for expert, _ in self.experts) or BASE
+_TRACED = ("stream", "strict", "ls_structured_output_format")
+"""Keywords of a call that say how it was asked for; they do not change the answer."""
 
 
-class ChatExpert(BaseChatModel):
+class ChatExpert(Answering):
     """An expert as a chat model: `invoke`, `stream`, `batch` and their async twins.
 
     Settings left None are taken from the expert's card, and from `Sampling` where that is silent.
@@ -54,6 +44,8 @@ class ChatExpert(BaseChatModel):
         library: The experts that `model` may name; empty leaves the base.
         model: The expert that answers, or `base`. Every call may name another: `model="sql"`.
         timeout: Seconds within which an answer must be whole, waiting included.
+        streaming: Whether `invoke` streams inside, so that callbacks see tokens as they come.
+        max_retries: Taken because LangChain's models take it; there is no network to fail.
 
     Example:
         sql = ChatExpert(engine=engine, library=library, model="sql")
@@ -62,8 +54,9 @@ class ChatExpert(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    engine: SkipValidation[Engine] = Field(exclude=True, repr=False)
     library: SkipValidation[Library] = Field(default_factory=Library, exclude=True, repr=False)
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout")
+
     model: str = BASE
     max_tokens: int | None = None
     temperature: float | None = None
@@ -74,6 +67,8 @@ class ChatExpert(BaseChatModel):
     stop: list[str] | None = None
     min_tokens: int | None = None
     timeout: float | None = None
+    streaming: bool = False
+    max_retries: int | None = None
 
     @model_validator(mode="after")
     def _settings_are_sound(self) -> Self:
@@ -110,172 +105,142 @@ class ChatExpert(BaseChatModel):
         params["ls_model_name"] = kwargs.get("model", self.model)
         return params
 
+    def _resolve_model_profile(self) -> ModelProfile:
+        return ModelProfile(
+            max_input_tokens=self.engine.base.context_length - 1,
+            max_output_tokens=self.engine.base.context_length - 1,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            audio_inputs=False,
+            video_inputs=False,
+            tool_calling=True,
+            tool_choice=True,
+            structured_output=True,
+            reasoning_output=False,
+        )
+
     def get_token_ids(self, text: str) -> list[int]:
         """Return the base tokenizer's ids of `text`."""
         return list(self.engine.base.tokenizer.encode(text, add_special_tokens=False))
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Return how many tokens the base reads of a conversation, the expert's prompt included."""
+        known, _ = chosen(tools or (), None)
+        named = self.model in self.library
+        prompt = self.library[self.model].card.system_prompt if named else ""
+        return len(prompt_of(self.engine.base.tokenizer, messages, prompt, tools=known))
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: Any = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return this model with tools that it may call.
+
+        Args:
+            tools: Whatever LangChain takes as a tool.
+            tool_choice: `auto`; `any` or a tool's name, which are enforced; or `none`.
+            **kwargs: Other keywords of every call.
+
+        Raises:
+            InvalidInput: The choice names no tool.
+        """
+        known = [convert_to_openai_tool(tool) for tool in tools]
+        chosen(known, tool_choice)
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        return super().bind(tools=known, **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: "dict[str, Any] | type",
+        *,
+        method: Method = "json_schema",
+        include_raw: bool = False,
+        **kwargs: Any,
+    ) -> "Runnable[LanguageModelInput, dict[str, Any] | BaseModel]":
+        """Return this model with answers that are objects, always valid for their schema.
+
+        Args:
+            schema: A pydantic class, TypedDict, JSON schema or OpenAI function.
+            method: `json_schema` and `json_mode` enforce the schema on the answer,
+                `function_calling` on a call of one tool.
+            include_raw: Return the message, the object and the parsing error together.
+            **kwargs: Keywords of every call; `strict` changes nothing, schemas are enforced.
+
+        Raises:
+            InvalidInput: There is no such method.
+        """
+        return structured(self, schema, method, include_raw=include_raw, **kwargs)
+
+    def as_tool(
+        self,
+        args_schema: "type[BaseModel] | None" = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+    ) -> BaseTool:
+        """Return this model as one tool of an agent; `expert_tools` makes one of each expert."""
+        from one4all_lc.experts.tools import as_tool
+
+        return as_tool(self, args_schema, name=name, description=description, arg_types=arg_types)
 
     def _check_model(self, model: str) -> None:
         """Refuse a name that no call could answer."""
         if model != BASE:
             self.library[model]
 
-    def _choose(self, messages: list[BaseMessage], model: str) -> Choice:
-        """Decide who answers."""
+    def _choose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
+        model = settings.get("model", self.model)
         return Choice(() if model == BASE else ((self.library[model], 1.0),))
 
-    async def _achoose(self, messages: list[BaseMessage], model: str) -> Choice:
-        return self._choose(messages, model)
+    async def _achoose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
+        return self._choose(messages, settings)
 
     def _submit(
         self,
-        choice: Choice,
+        experts: Sequence[tuple[Expert, float]],
         messages: list[BaseMessage],
         stop: list[str] | None,
         settings: Mapping[str, Any],
     ) -> Handle:
         """Render, and hand the request to the engine."""
-        card = choice.experts[0][0].card if choice.experts else None
-        turns = to_turns(messages, card.system_prompt if card else "")
-        prompt = tuple(render(self.engine.base.tokenizer, turns))
+        card = experts[0][0].card if experts else None
+        options = Options.of(settings)
+        prompt = prompt_of(
+            self.engine.base.tokenizer,
+            messages,
+            card.system_prompt if card else "",
+            tools=options.tools,
+            instruction=options.instruction,
+        )
         sampling = self._sampling(card.generation if card else {}, stop, settings)
         timeout = settings.get("timeout", self.timeout)
-        return self.engine.submit(Request(prompt, choice.experts, sampling, timeout))
+        request = Request(tuple(prompt), tuple(experts), sampling, timeout, options.grammar)
+        return self.engine.submit(request)
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]
     ) -> Sampling:
         """Join the card's defaults, the model's fields and the call's own; the later wins."""
-        # LangChain passes `stream` on to say how it was asked for; both ways answer alike.
-        unknown = sorted(settings.keys() - {*_SAMPLING, "model", "timeout", "stream"})
+        taken = (*self._keywords, *OPTIONS, *_SAMPLING)
+        unknown = sorted(settings.keys() - {*taken, *_TRACED})
         if unknown:
-            known = ", ".join(("model", "timeout", *_SAMPLING))
+            known = ", ".join(taken)
             msg = f"A call does not take {', '.join(unknown)}: it takes {known}."
             raise InvalidInput(msg)
         fields_set = {name: getattr(self, name) for name in _SAMPLING}
-        chosen = dict(defaults)
+        chosen_values = dict(defaults)
         for layer in (fields_set, settings, {"stop": stop}):
-            chosen |= {name: layer[name] for name in _SAMPLING if layer.get(name) is not None}
-        texts = chosen.get("stop", ())
-        chosen["stop"] = (texts,) if isinstance(texts, str) else tuple(texts)
-        return replace(Sampling(), **chosen)
-
-    def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        **kwargs: Any,
-    ) -> list[AIMessage]:
-        """Answer many at once: as many in parallel as the engine has rows, unless told otherwise.
-
-        LangChain's own default follows the number of cores, which would leave most rows empty.
-        """
-        configs = config if isinstance(config, list) else [config or {}] * len(inputs)
-        wide = [{"max_concurrency": self.engine.max_rows, **item} for item in configs]
-        return super().batch(inputs, wide, **kwargs)  # type: ignore[arg-type]
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        choice = self._choose(messages, kwargs.get("model", self.model))
-        handle = self._submit(choice, messages, stop, kwargs)
-        try:
-            return self._result(choice, handle.result())
-        finally:
-            handle.cancel()
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        choice = await self._achoose(messages, kwargs.get("model", self.model))
-        handle = await run_in_executor(None, self._submit, choice, messages, stop, kwargs)
-        try:
-            return self._result(choice, await handle.aresult())
-        finally:
-            handle.cancel()
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        choice = self._choose(messages, kwargs.get("model", self.model))
-        handle = self._submit(choice, messages, stop, kwargs)
-        try:
-            for piece in handle:
-                if piece.text:
-                    yield _chunk(piece.text)
-            yield self._last_chunk(choice, handle.result())
-        finally:  # a consumer that stops reading frees the row
-            handle.cancel()
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        choice = await self._achoose(messages, kwargs.get("model", self.model))
-        handle = await run_in_executor(None, self._submit, choice, messages, stop, kwargs)
-        try:
-            async for piece in handle:
-                if piece.text:
-                    yield _chunk(piece.text)
-            yield self._last_chunk(choice, await handle.aresult())
-        finally:
-            handle.cancel()
-
-    def _result(self, choice: Choice, completion: Completion) -> ChatResult:
-        message = AIMessage(
-            completion.text,
-            response_metadata=self._metadata(choice, completion),
-            usage_metadata=_usage(completion),
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    def _last_chunk(self, choice: Choice, completion: Completion) -> ChatGenerationChunk:
-        """Only the last chunk carries usage: merged chunks add theirs up."""
-        message = AIMessageChunk(
-            content="",
-            response_metadata=self._metadata(choice, completion),
-            usage_metadata=_usage(completion),
-            chunk_position="last",
-        )
-        return ChatGenerationChunk(message=message)
-
-    def _metadata(self, choice: Choice, completion: Completion) -> dict[str, Any]:
-        first = choice.experts[0][0] if choice.experts else None
-        return {
-            "model_name": choice.name,
-            "model_provider": "one4all",
-            "base": self.engine.base.facts.id,
-            "expert": choice.name,
-            "version": first.card.version if first else None,
-            "identity": first.identity if first else None,
-            "finish_reason": completion.finish_reason,
-            "first_token_seconds": round(completion.first_token_seconds, 4),
-            "seconds": round(completion.seconds, 4),
-            **choice.metadata,
-        }
-
-
-def _chunk(text: str) -> ChatGenerationChunk:
-    return ChatGenerationChunk(message=AIMessageChunk(content=text))
-
-
-def _usage(completion: Completion) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=completion.prompt_tokens,
-        output_tokens=len(completion.tokens),
-        total_tokens=completion.prompt_tokens + len(completion.tokens),
-    )
+            chosen_values |= {
+                name: layer[name] for name in _SAMPLING if layer.get(name) is not None
+            }
+        texts = chosen_values.get("stop", ())
+        chosen_values["stop"] = (texts,) if isinstance(texts, str) else tuple(texts)
+        return replace(Sampling(), **chosen_values)

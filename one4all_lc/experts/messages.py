@@ -4,22 +4,32 @@ Training and inference both come through `render`, so an expert is asked as it w
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
 from one4all_lc.errors import InvalidInput
+from one4all_lc.experts.tool_calls import Tool, described, knows_tools, written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROLES = {"system": "system", "human": "user", "ai": "assistant"}
+ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
 
-Turn = dict[str, str]
+Turn = dict[str, Any]
 """One turn as chat templates take it: `{"role": ..., "content": ...}`."""
 
+_KEPT_ELSEWHERE = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call")
+"""Blocks of an AI message's content that say again what its tool calls say."""
 
-def to_turns(messages: Sequence[BaseMessage], system_prompt: str = "") -> list[Turn]:
+
+def to_turns(
+    messages: Sequence[BaseMessage],
+    system_prompt: str = "",
+    instruction: str = "",
+    *,
+    native_tools: bool = False,
+) -> list[Turn]:
     """Turn LangChain messages into what chat templates accept.
 
     Neighbours of one role are merged, since many templates insist on alternation. The caller's
@@ -28,39 +38,86 @@ def to_turns(messages: Sequence[BaseMessage], system_prompt: str = "") -> list[T
     Args:
         messages: The conversation, oldest first.
         system_prompt: The expert's own, from its card.
+        instruction: What is said of tools or of the answer's form, after all other system turns.
+        native_tools: Whether the template renders tool calls and their results itself.
 
     Raises:
         InvalidInput: There is nothing to answer, or a message is of a kind that has no turn.
     """
-    turns = [{"role": role_of(message), "content": _text(message)} for message in messages]
-    said = [turn for turn in turns if turn["role"] == "user"]
-    if not said or not said[-1]["content"].strip():
+    turns = [_turn(message, native_tools=native_tools) for message in messages]
+    said = [
+        turn["content"]
+        for turn, message in zip(turns, messages, strict=True)
+        if turn["role"] == "user" and not isinstance(message, ToolMessage)
+    ]
+    if not said or not said[-1].strip():
         msg = "The question is empty: ask something."
         raise InvalidInput(msg)
-    own = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    system = [*own, *(turn for turn in turns if turn["role"] == "system")]
+    own = [{"role": "system", "content": text} for text in (system_prompt,) if text]
+    last = [{"role": "system", "content": text} for text in (instruction,) if text]
+    system = [*own, *(turn for turn in turns if turn["role"] == "system"), *last]
     rest = [turn for turn in turns if turn["role"] != "system"]
     return [*_merged(system, "\n\n"), *_merged(rest, "\n")]
+
+
+def _turn(message: BaseMessage, *, native_tools: bool) -> Turn:
+    role, text = role_of(message), _text(message)
+    if isinstance(message, ToolMessage):
+        text = f"Error: {text}" if message.status == "error" else text
+        if native_tools:
+            return {"role": "tool", "name": message.name or "", "content": text}
+        return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
+    if isinstance(message, AIMessage) and message.tool_calls:
+        if native_tools:
+            calls = [
+                {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
+                for call in message.tool_calls
+            ]
+            return {"role": role, "content": text, "tool_calls": calls}
+        text = "\n".join(filter(None, [text, written(message.tool_calls)]))
+    return {"role": role, "content": text}
 
 
 def role_of(message: BaseMessage) -> str:
     """Return the role that a message has in chat templates.
 
     Raises:
-        InvalidInput: It has none: a tool's answer, for example.
+        InvalidInput: It has none.
     """
     role = getattr(message, "role", None)  # ChatMessage names its role itself
     role = ROLES.get(message.type) if role is None else role
-    if role not in ("system", "user", "assistant"):
+    if role not in ROLES.values():
         msg = (
             f"A {type(message).__name__} has no place in a conversation with an expert: give "
-            "system, human and AI messages."
+            "system, human, AI and tool messages."
         )
         raise InvalidInput(msg)
     return str(role)
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[int]:
+def prompt_of(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[BaseMessage],
+    system_prompt: str = "",
+    *,
+    tools: Sequence[Tool] = (),
+    instruction: str = "",
+) -> list[int]:
+    """Render a conversation with the tools that may be called in it.
+
+    Raises:
+        InvalidInput: See `to_turns` and `render`.
+    """
+    native = knows_tools(tokenizer)
+    parts = [described(tools) if tools and not native else "", instruction]
+    said = "\n\n".join(filter(None, parts))
+    turns = to_turns(messages, system_prompt, said, native_tools=native)
+    return render(tokenizer, turns, tools if native else ())
+
+
+def render(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Tool] = ()
+) -> list[int]:
     """Render a conversation with the chat template, up to where the answer begins.
 
     A tokenizer without a template gets the plainest one: each turn's text, blank lines between.
@@ -77,7 +134,9 @@ def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn]) -> list[
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = tokenizer.apply_chat_template(
+            turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+        )
     except TemplateError as error:
         msg = f"The base's chat template refuses the conversation: {error}."
         raise InvalidInput(msg) from error
@@ -90,7 +149,7 @@ def _text(message: BaseMessage) -> str:
     content = message.content if isinstance(message.content, list) else []
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else "text"
-        if kind != "text":
+        if kind != "text" and not (message.type == "ai" and kind in _KEPT_ELSEWHERE):
             msg = f"The message holds a block of type {kind!r}: these experts read text alone."
             raise InvalidInput(msg)
     return str(message.text)
@@ -100,7 +159,8 @@ def _merged(turns: Sequence[Turn], between: str) -> list[Turn]:
     """Join neighbours of one role."""
     merged: list[Turn] = []
     for turn in turns:
-        if merged and merged[-1]["role"] == turn["role"]:
+        plain = merged and {*merged[-1], *turn} == {"role", "content"}
+        if plain and merged[-1]["role"] == turn["role"]:
             merged[-1] = {**turn, "content": f"{merged[-1]['content']}{between}{turn['content']}"}
         else:
             merged.append(turn)

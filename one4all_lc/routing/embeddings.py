@@ -2,7 +2,7 @@
 
 import threading
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from langchain_core.embeddings import Embeddings
 
@@ -31,6 +31,10 @@ class QuestionEmbeddings(Embeddings):
         self.model_name = model_name
         self._turn = threading.RLock()
         self._model: HuggingFaceEmbeddings | None = None
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        """Pickle as the model's name: it is loaded again at first use."""
+        return type(self), (self.model_name,)
 
     def load(self) -> "HuggingFaceEmbeddings":
         """Load the model unless it is loaded.

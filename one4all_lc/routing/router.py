@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from langchain_core.embeddings import Embeddings
@@ -89,6 +89,14 @@ class SemanticRouter(Runnable[RouterInput, Route]):
         self._store = ExemplarStore(self.embeddings, client)
         self._refreshing = threading.Lock()
         self._state: _State | None = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Return itself: copies of a chat model share the router."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the store: whoever loads it keeps exemplars in the cache folder."""
+        return _router_of, (self.library, self.embeddings, self.target_retention)
 
     def invoke(
         self,
@@ -205,6 +213,10 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             for item in exemplars_of(expert)
         ]
         return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+
+
+def _router_of(library: Library, embeddings: Embeddings, target_retention: float) -> SemanticRouter:
+    return SemanticRouter(library=library, embeddings=embeddings, target_retention=target_retention)
 
 
 def _question_or_error(input_: RouterInput) -> str | InvalidInput:
