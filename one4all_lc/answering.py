@@ -6,7 +6,7 @@ chain.invoke("Which phone has the best battery?")["sources"]
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -15,7 +15,14 @@ from langchain_core.messages import BaseMessage, HumanMessage, convert_to_messag
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, ChatPromptTemplate, MessagesPlaceholder
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough
+from langchain_core.runnables import (
+    AddableDict,
+    Runnable,
+    RunnableConfig,
+    RunnableGenerator,
+    RunnableLambda,
+    RunnablePassthrough,
+)
 
 from one4all_lc.card import BASE
 from one4all_lc.errors import InvalidInput
@@ -106,10 +113,12 @@ def answer_from_documents(
             return RunnableLambda(_conversation) | expert
         return RunnableLambda(_variables) | prompt | expert
 
+    answering = RunnableLambda(ask, name="ask").with_types(output_type=str)
     chain = (
         RunnableLambda(find, afind, name="find")
-        | RunnablePassthrough.assign(answer=RunnableLambda(ask, name="ask"))
-        | RunnablePassthrough.assign(cited=_cited, sources=_sources)
+        | RunnablePassthrough.assign(answer=answering)
+        # One last part: two assigned keys would come in any order, each from a thread of its own.
+        | RunnableGenerator(_with_citations, _awith_citations)
     )
     return cast("Runnable[RouterInput, Answer]", chain.with_config(run_name="AnswerFromDocuments"))
 
@@ -159,13 +168,26 @@ def _variables(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cited(found: dict[str, Any]) -> list[int]:
-    """Return the numbers that the answer cites; numbers of no document are not citations."""
+def _with_citations(parts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    whole = AddableDict()
+    for part in parts:
+        yield AddableDict(part)
+        whole += AddableDict(part)
+    yield _citations(whole)
+
+
+async def _awith_citations(parts: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    whole = AddableDict()
+    async for part in parts:
+        yield AddableDict(part)
+        whole += AddableDict(part)
+    yield _citations(whole)
+
+
+def _citations(found: dict[str, Any]) -> AddableDict:
+    """Find the numbers that the answer cites; numbers of no document are not citations."""
     groups = _CITATION.findall(found["answer"])
     numbers = [int(number) for group in groups for number in re.findall(r"\d+", group)]
-    return [i for i in dict.fromkeys(numbers) if 1 <= i <= len(found["documents"])]
-
-
-def _sources(found: dict[str, Any]) -> list[Document]:
-    documents: list[Document] = found["documents"]
-    return [documents[i - 1] for i in _cited(found)] or documents
+    documents = found["documents"]
+    cited = [i for i in dict.fromkeys(numbers) if 1 <= i <= len(documents)]
+    return AddableDict(cited=cited, sources=[documents[i - 1] for i in cited] or documents)

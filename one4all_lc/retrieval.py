@@ -12,7 +12,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableConfig
-from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores import InMemoryVectorStore, VectorStore
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.errors import InvalidInput, UnknownExpert
@@ -60,7 +60,7 @@ class DomainRetriever(BaseRetriever):
         stores: A store for each expert by its name, or one store for all domains.
         domain_key: The metadata key with the document's domain, in one store for all.
         domain_filter: Makes what one store for all takes as `filter` from an expert's name; None
-            makes `{domain_key: name}`.
+            makes `{domain_key: name}`, and what does the same for an `InMemoryVectorStore`.
         k: How many documents to find at most; a call may say otherwise: `invoke(question, k=2)`.
         on_abstain: Where to search if the question is nobody's: `all` domains or `none`.
         search_kwargs: What else each search takes.
@@ -190,6 +190,14 @@ class DomainRetriever(BaseRetriever):
             raise InvalidInput(msg)
         return k
 
+    def _filter(self, name: str) -> Any:
+        """Make what one store for all domains takes as `filter`."""
+        if self.domain_filter is not None:
+            return self.domain_filter(name)
+        if isinstance(self.stores, InMemoryVectorStore):  # it takes functions alone
+            return lambda document: document.metadata.get(self.domain_key) == name
+        return {self.domain_key: name}
+
     def _places(self, route: Route) -> list[Place]:
         """List where to search, the likelier domain first."""
         if route.best is None and self.on_abstain == "none":
@@ -197,8 +205,7 @@ class DomainRetriever(BaseRetriever):
         if isinstance(self.stores, VectorStore):
             settings = dict(self.search_kwargs)
             if route.best is not None:
-                make = self.domain_filter or (lambda name: {self.domain_key: name})
-                settings["filter"] = make(route.best)
+                settings["filter"] = self._filter(route.best)
             return [Place(self.stores, settings, route.best, self.domain_key)]
         likely = [candidate.name for candidate in route.experts]
         names = (
