@@ -100,12 +100,28 @@ def answer_from_documents(
     """
     _check_prompt(prompt)
 
+    chain = (
+        _finding(one, retriever)
+        | RunnablePassthrough.assign(answer=_asking(one, prompt))
+        # One last part: two assigned keys would come in any order, each from a thread of its own.
+        | RunnableGenerator(_with_citations, _awith_citations)
+    )
+    return cast("Runnable[RouterInput, Answer]", chain.with_config(run_name="AnswerFromDocuments"))
+
+
+def _finding(
+    one: "ChatExpert", retriever: DomainRetriever
+) -> RunnableLambda[RouterInput, dict[str, Any]]:
     def find(asked: RouterInput, config: RunnableConfig) -> dict[str, Any]:
         return _found(asked, retriever.retrieve(asked, config), one)
 
     async def afind(asked: RouterInput, config: RunnableConfig) -> dict[str, Any]:
         return _found(asked, await retriever.aretrieve(asked, config), one)
 
+    return RunnableLambda(find, afind, name="find")
+
+
+def _asking(one: "ChatExpert", prompt: BasePromptTemplate[Any]) -> Runnable[dict[str, Any], str]:
     def ask(found: dict[str, Any]) -> Runnable[Any, str]:
         # A Runnable that a lambda returns is run in its place, streamed if the lambda is.
         expert = one.bind(model=found["route"].best or BASE) | StrOutputParser()
@@ -113,14 +129,7 @@ def answer_from_documents(
             return RunnableLambda(_conversation) | expert
         return RunnableLambda(_variables) | prompt | expert
 
-    answering = RunnableLambda(ask, name="ask").with_types(output_type=str)
-    chain = (
-        RunnableLambda(find, afind, name="find")
-        | RunnablePassthrough.assign(answer=answering)
-        # One last part: two assigned keys would come in any order, each from a thread of its own.
-        | RunnableGenerator(_with_citations, _awith_citations)
-    )
-    return cast("Runnable[RouterInput, Answer]", chain.with_config(run_name="AnswerFromDocuments"))
+    return RunnableLambda(ask, name="ask").with_types(output_type=str)
 
 
 def _check_prompt(prompt: BasePromptTemplate[Any]) -> None:
