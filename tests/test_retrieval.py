@@ -194,10 +194,16 @@ async def test_only_the_domains_documents_are_found(router, make, question, doma
 
 def test_documents_in_the_store_stay_as_they_are(router):
     """Lost: a store that is written to by reading it."""
-    stores = a_store_each()
-    DomainRetriever(router=router, stores=stores).invoke(SOUR)
-    kept = [item["metadata"] for item in stores["fruit"].store.values()]
-    assert kept == [{"n": i} for i in range(4)]
+    own = Document("A lemon is sour.", metadata={"n": 0})
+
+    class HandsOutItsOwn(Unscored):
+        def similarity_search_by_vector(self, embedding, k=4, **rest):
+            return [own]
+
+    stores = {"fruit": HandsOutItsOwn(one_store())}
+    (found,) = DomainRetriever(router=router, stores=stores).invoke(SOUR)
+    assert found.metadata == {"n": 0, "domain": "fruit"}
+    assert own.metadata == {"n": 0}
 
 
 def test_one_store_is_filtered_as_it_wants(router):
@@ -243,6 +249,26 @@ async def test_without_scores_ranks_decide(router):
     mixed = {"fruit": a_store_each()["fruit"], "space": a_store_each(Distances)["space"]}
     documents = await DomainRetriever(router=router, stores=mixed).ainvoke(NOBODYS)
     assert texts_of(documents) == texts_of(found.documents)
+
+
+async def test_scores_under_chromas_name_and_async_ones_are_asked_for(router):
+    """Lost: the nearest documents of all domains, and an event loop that is not held up."""
+    asked = []
+
+    class Scoring(Unscored):
+        def similarity_search_by_vector_with_relevance_scores(self, embedding, k=4):
+            asked.append("sync")
+            return Distances.similarity_search_with_score_by_vector(self.inner, embedding, k)
+
+        async def asimilarity_search_by_vector_with_relevance_scores(self, embedding, k=4):
+            asked.append("async")
+            return Distances.similarity_search_with_score_by_vector(self.inner, embedding, k)
+
+    stores = {name: Scoring(store) for name, store in a_store_each(Distances).items()}
+    retriever = DomainRetriever(router=router, stores=stores, k=1)
+    for documents in (retriever.invoke(NOBODYS), await retriever.ainvoke(NOBODYS)):
+        assert texts_of(documents) == ["This novel moon of Mars."]
+    assert asked == ["sync"] * 2 + ["async"] * 2
 
 
 async def test_nobodys_question_may_find_nothing(router):
