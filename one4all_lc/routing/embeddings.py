@@ -1,4 +1,4 @@
-"""The default embedder: multilingual-e5-small, loaded at first use and shared by the process."""
+"""The default embedders: multilingual-e5-small, loaded at first use and shared by the process."""
 
 import threading
 from functools import cache
@@ -15,6 +15,7 @@ MODEL = "intfloat/multilingual-e5-small"
 # E5 was trained with "query: " and "passage: ". Exemplars are questions as well, so both sides of
 # the comparison are queries. Source: https://huggingface.co/intfloat/multilingual-e5-small
 PROMPT = "query: "
+PASSAGE_PROMPT = "passage: "
 
 
 class QuestionEmbeddings(Embeddings):
@@ -55,6 +56,37 @@ class QuestionEmbeddings(Embeddings):
     def embed_query(self, text: str) -> list[float]:
         """Embed one text as a vector of length 1, exactly as `embed_documents` would."""
         return self.embed_documents([text])[0]
+
+    def embed_passages(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts that questions are to find, such as documents, as vectors of length 1."""
+        with self._turn, passing_threads():
+            model = self.load()
+            settings = {**model.encode_kwargs, "prompt": PASSAGE_PROMPT}
+            # A shallow copy: it shares the weights.
+            return model.model_copy(update={"encode_kwargs": settings}).embed_documents(texts)
+
+
+class PassageEmbeddings(Embeddings):
+    """Embeds documents so that questions of `QuestionEmbeddings` find them; for vector stores.
+
+    Args:
+        questions: The embedder of the questions, whose weights are shared; None takes the default
+            one, as a router does.
+
+    Example:
+        store = InMemoryVectorStore.from_texts(["The battery lasts a day."], PassageEmbeddings())
+    """
+
+    def __init__(self, questions: QuestionEmbeddings | None = None) -> None:
+        self.questions = questions or default_embeddings()
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Embed documents as vectors of length 1."""
+        return self.questions.embed_passages(texts)
+
+    def embed_query(self, text: str) -> list[float]:
+        """Embed a question as the router does."""
+        return self.questions.embed_query(text)
 
 
 @cache

@@ -146,6 +146,36 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             self._aroute_many, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
+    def embed_and_route(
+        self, question: RouterInput, config: RunnableConfig | None = None
+    ) -> tuple[list[float], Route]:
+        """Route one question, and return the vector that it was routed by as well.
+
+        So that who searches by that vector does not embed the question again; it is embedded even
+        if there is no expert.
+
+        Raises:
+            InvalidInput: There is no question in the input, or the exemplars cannot be kept.
+        """
+        vectors = embed(self.embeddings, [question_of(question)[:READ]])
+
+        def route(asked: RouterInput) -> Route:
+            return self._route_embedded(asked, vectors)
+
+        return vectors[0].tolist(), self._call_with_config(route, question, config)
+
+    async def aembed_and_route(
+        self, question: RouterInput, config: RunnableConfig | None = None
+    ) -> tuple[list[float], Route]:
+        """As `embed_and_route`, with the embedder's own async method."""
+        rows = await self.embeddings.aembed_documents([question_of(question)[:READ]])
+        vectors = checked_vectors(self.embeddings, rows, 1)
+
+        async def route(asked: RouterInput) -> Route:
+            return await run_in_executor(None, self._route_embedded, asked, vectors)
+
+        return vectors[0].tolist(), await self._acall_with_config(route, question, config)
+
     @property
     def fingerprint(self) -> str:
         """What the routes depend on: embedder's name, experts, exemplars, settings.
@@ -160,6 +190,9 @@ class SemanticRouter(Runnable[RouterInput, Route]):
 
     def _route_one(self, input_: RouterInput) -> Route:
         return _only(self._route_many([input_]))
+
+    def _route_embedded(self, input_: RouterInput, vectors: Array) -> Route:
+        return _only(_routes([question_of(input_)], self._current(), vectors))
 
     async def _aroute_one(self, input_: RouterInput) -> Route:
         return _only(await self._aroute_many([input_]))
