@@ -303,8 +303,9 @@ class Engine:
         if len(tokens) == 1:
             self._first_token(job)
         job.handle.put(Piece(text, (token,)))
+        in_time = len(tokens) <= job.request.sampling.max_tokens
         if ended or whole or job.text.stopped:
-            self._leave(job, "stop")
+            self._leave(job, "stop" if in_time else "length")
         elif len(tokens) >= job.max_tokens:
             self._leave(job, "length")
 

@@ -6,7 +6,7 @@ of an answer only tokens that close something are taken while there are any, so 
 
 import functools
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,10 +35,11 @@ class Grammar:
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Self:
-        """One JSON value that is valid for a schema."""
+        """One JSON value that is valid for a schema, without members that it does not name."""
         from llguidance import LLMatcher
 
-        return cls(LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_JSON))  # type: ignore[arg-type]
+        text = json.dumps(_closed(schema))
+        return cls(LLMatcher.grammar_from_json_schema(text, defaults=_JSON))  # type: ignore[arg-type]
 
     @classmethod
     def regex(cls, pattern: str) -> Self:
@@ -57,7 +58,36 @@ class Grammar:
 
 def json_rule(schema: Mapping[str, Any]) -> str:
     """Return a schema as a part of a grammar in Lark's notation."""
-    return "%json " + json.dumps({**schema, "x-guidance": _JSON})
+    return "%json " + json.dumps({**_closed(schema), "x-guidance": _JSON})
+
+
+_SCHEMAS = ("items", "additionalProperties", "contains")
+_LISTS = ("anyOf", "oneOf", "prefixItems")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+
+
+def _closed(schema: Any) -> Any:
+    """Return a schema whose objects have no members beside those that it names.
+
+    A schema that says nothing of others allows them, and a small model would go on adding some.
+    What is joined from several parts stays open, since each part would forbid the others' members.
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    closed = dict(schema)
+    for name in _NAMED:
+        if isinstance(schema.get(name), Mapping):
+            closed[name] = {key: _closed(item) for key, item in schema[name].items()}
+    for name in _LISTS:
+        if isinstance(schema.get(name), list):
+            closed[name] = [_closed(item) for item in schema[name]]
+    for name in _SCHEMAS:
+        if name in schema:
+            closed[name] = _closed(schema[name])
+    joined = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "not", "if"} & schema.keys()
+    if "properties" in schema and not joined:
+        closed.setdefault("additionalProperties", False)
+    return closed
 
 
 class Matcher:
@@ -65,11 +95,14 @@ class Matcher:
 
     Args:
         matcher: llguidance's, at the beginning.
-        ranks: Of every token, how well it closes: 0 best, shape (vocabulary,), int8.
+        vocabulary: The text of every token.
+        ranks: Of every token, how well it closes outside of a string, and inside: 0 best, shape
+            (2, vocabulary), int8.
     """
 
-    def __init__(self, matcher: "LLMatcher", ranks: "Tensor") -> None:
-        self._matcher, self._ranks = matcher, ranks
+    def __init__(self, matcher: "LLMatcher", vocabulary: Sequence[str], ranks: "Tensor") -> None:
+        self._matcher, self._vocabulary, self._ranks = matcher, vocabulary, ranks
+        self._in_string = self._escaped = False
 
     @property
     def ended(self) -> bool:
@@ -87,12 +120,13 @@ class Matcher:
         import torch
 
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        flags = torch.from_numpy(np.unpackbits(bits, bitorder="little", count=len(self._ranks)))
+        size = len(self._vocabulary)
+        flags = torch.from_numpy(np.unpackbits(bits, bitorder="little", count=size))
         allowed = torch.zeros(vocabulary, dtype=torch.bool)
         allowed[: len(flags)] = flags.bool()
         if closing:
             ranks = torch.full((vocabulary,), 127, dtype=torch.int8)
-            ranks[: len(self._ranks)] = self._ranks
+            ranks[:size] = self._ranks[int(self._in_string)]
             ranks[~allowed] = 127
             allowed &= ranks == ranks.min()
         return allowed
@@ -105,6 +139,10 @@ class Matcher:
         """
         if not self._matcher.consume_token(token):
             raise RuntimeError(self._matcher.get_error() or "the answer has left its grammar")
+        for character in self._vocabulary[token]:
+            quotes = character == '"' and not self._escaped
+            self._in_string = self._in_string != quotes
+            self._escaped = self._in_string and character == "\\" and not self._escaped
 
 
 class Grammars:
@@ -131,7 +169,7 @@ class Grammars:
             reason = matcher.get_error().strip().partition("\n")[0]
             msg = f"The form asked of the answer cannot be enforced: {reason}"
             raise InvalidInput(msg)
-        return Matcher(matcher, self._ranks)
+        return Matcher(matcher, self._vocabulary, self._ranks)
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -140,14 +178,18 @@ class Grammars:
         return from_tokenizer(self._tokenizer, eos_token=self._end_tokens)
 
     @functools.cached_property
+    def _vocabulary(self) -> list[str]:
+        return [self._compiled.decode_str([token]) for token in range(self._compiled.vocab_size)]
+
+    @functools.cached_property
     def _ranks(self) -> "Tensor":
-        """How well tokens close: ends, then brackets, then quotes, then all others."""
+        """How well tokens close: a string by its quote, else ends, brackets, quotes, others."""
         import torch
 
-        ranks = torch.full((self._compiled.vocab_size,), 3, dtype=torch.int8)
-        for token in range(len(ranks)):
-            text = self._compiled.decode_str([token])
+        ranks = torch.full((2, len(self._vocabulary)), 3, dtype=torch.int8)
+        for token, text in enumerate(self._vocabulary):
             if text and not text.strip('}]"'):
-                ranks[token] = 1 if text[0] in "}]" else 2
-        ranks[self._end_tokens] = 0
+                ranks[0, token] = 1 if text[0] in "}]" else 2
+                ranks[1, token] = 1 if text[0] == '"' else 3
+        ranks[:, self._end_tokens] = 0
         return ranks

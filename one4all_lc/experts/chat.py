@@ -15,7 +15,7 @@ from one4all_lc.card import BASE
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
-from one4all_lc.experts.answering import Answering
+from one4all_lc.experts.asking import EngineChatModel
 from one4all_lc.experts.choice import Choice
 from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import OPTIONS, Options
@@ -34,7 +34,7 @@ _TRACED = ("stream", "strict", "ls_structured_output_format")
 """Keywords of a call that say how it was asked for; they do not change the answer."""
 
 
-class ChatExpert(Answering):
+class ChatExpert(EngineChatModel):
     """An expert as a chat model: `invoke`, `stream`, `batch` and their async twins.
 
     Settings left None are taken from the expert's card, and from `Sampling` where that is silent.

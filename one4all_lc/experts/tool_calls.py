@@ -119,15 +119,10 @@ def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function.get("parameters") or {"type": "object", "properties": {}}
     return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": _closed(arguments)},
+        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
-
-
-def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tool's parameters without room for arguments that it does not name."""
-    return {"additionalProperties": False, **schema}
 
 
 @dataclass

@@ -25,7 +25,7 @@ from one4all_lc.folder import Expert
 from one4all_lc.routing.question import question_of
 
 
-class Answering(BaseChatModel):
+class EngineChatModel(BaseChatModel):
     """A chat model on an engine. Who answers is decided by its heirs, in `_choose`.
 
     Args:
