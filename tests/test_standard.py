@@ -56,6 +56,7 @@ class Capable:
 
     has_tool_choice = True
     supports_json_mode = True
+    supports_anthropic_inputs = True
     supports_model_override = True
     model_override_value = "base"
     parts: dict

@@ -6,6 +6,7 @@ of an answer only tokens that close something are taken while there are any, so 
 
 import functools
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -183,13 +184,18 @@ class Grammars:
 
     @functools.cached_property
     def _ranks(self) -> "Tensor":
-        """How well tokens close: a string by its quote, else ends, brackets, quotes, others."""
+        """How well tokens close: a string by its quote, else ends, brackets, commas, others.
+
+        Of others short ones come first: a long one may pass by the place where it could end.
+        """
         import torch
 
-        ranks = torch.full((2, len(self._vocabulary)), 3, dtype=torch.int8)
+        ranks = torch.tensor([min(3 + len(text), 126) for text in self._vocabulary])
+        ranks = ranks.to(torch.int8).repeat(2, 1)
         for token, text in enumerate(self._vocabulary):
-            if text and not text.strip('}]"'):
-                ranks[0, token] = 1 if text[0] in "}]" else 2
-                ranks[1, token] = 1 if text[0] == '"' else 3
+            if re.fullmatch(r'"?[}\]]*', text):
+                ranks[int(text[:1] == '"'), token] = 1
+            if re.fullmatch('"|[,:] ?', text):
+                ranks[0, token] = 2
         ranks[:, self._end_tokens] = 0
         return ranks

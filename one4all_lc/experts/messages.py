@@ -19,8 +19,11 @@ ROLES = {"system": "system", "human": "user", "ai": "assistant", "tool": "tool"}
 Turn = dict[str, Any]
 """One turn as chat templates take it: `{"role": ..., "content": ...}`."""
 
-_KEPT_ELSEWHERE = ("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call")
-"""Blocks of an AI message's content that say again what its tool calls say."""
+_UNSAID = (
+    *("tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call"),
+    *("thinking", "redacted_thinking", "reasoning"),
+)
+"""Blocks of an AI message that its tool calls say again, or that were never said aloud."""
 
 
 def to_turns(
@@ -66,7 +69,7 @@ def _turn(message: BaseMessage, *, native_tools: bool) -> Turn:
         text = f"Error: {text}" if message.status == "error" else text
         if native_tools:
             return {"role": "tool", "name": message.name or "", "content": text}
-        return {"role": "user", "content": f"<tool_response>\n{text}\n</tool_response>"}
+        return {"role": "user", "content": _response(text)}
     if isinstance(message, AIMessage) and message.tool_calls:
         if native_tools:
             calls = [
@@ -147,12 +150,26 @@ def render(
 def _text(message: BaseMessage) -> str:
     """Return a message's text; what is not text would be lost in silence."""
     content = message.content if isinstance(message.content, list) else []
+    said = [str(message.text)]
     for block in content:
         kind = block.get("type") if isinstance(block, dict) else "text"
-        if kind != "text" and not (message.type == "ai" and kind in _KEPT_ELSEWHERE):
+        if isinstance(block, dict) and kind == "tool_result" and message.type == "human":
+            said.append(_response(_result_text(block)))
+        elif kind != "text" and not (message.type == "ai" and kind in _UNSAID):
             msg = f"The message holds a block of type {kind!r}: these experts read text alone."
             raise InvalidInput(msg)
-    return str(message.text)
+    return "\n".join(filter(None, said))
+
+
+def _result_text(block: dict[str, Any]) -> str:
+    """Return the text of a tool's result as Anthropic's API has it."""
+    content = block.get("content", "")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    return "\n".join(str(part.get("text", "")) for part in parts)
+
+
+def _response(text: str) -> str:
+    return f"<tool_response>\n{text}\n</tool_response>"
 
 
 def _merged(turns: Sequence[Turn], between: str) -> list[Turn]:
