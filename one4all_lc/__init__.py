@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from one4all_lc.agents import ExpertRouterMiddleware
+    from one4all_lc.answering import answer_from_documents
     from one4all_lc.base.loading import SharedBase
     from one4all_lc.card import ExpertCard
     from one4all_lc.engine.engine import Engine
     from one4all_lc.errors import (
+        Abstained,
         DeadlineExceeded,
         EngineBusy,
         EngineClosed,
@@ -23,18 +26,23 @@ if TYPE_CHECKING:
         UnknownExpert,
     )
     from one4all_lc.experts.chat import ChatExpert
+    from one4all_lc.experts.tools import expert_tools
     from one4all_lc.library import Library
     from one4all_lc.one4all import One4All
+    from one4all_lc.retrieval import DomainRetriever
     from one4all_lc.routing.route import Route
     from one4all_lc.routing.router import SemanticRouter
 
 _HOME = {
+    "Abstained": "errors",
     "ChatExpert": "experts.chat",
     "DeadlineExceeded": "errors",
+    "DomainRetriever": "retrieval",
     "Engine": "engine.engine",
     "EngineBusy": "errors",
     "EngineClosed": "errors",
     "ExpertCard": "card",
+    "ExpertRouterMiddleware": "agents",
     "InvalidInput": "errors",
     "Library": "library",
     "ModelNotFound": "errors",
@@ -45,15 +53,20 @@ _HOME = {
     "SharedBase": "base.loading",
     "UnfitExpert": "errors",
     "UnknownExpert": "errors",
+    "answer_from_documents": "answering",
+    "expert_tools": "experts.tools",
 }
 
 __all__ = [
+    "Abstained",
     "ChatExpert",
     "DeadlineExceeded",
+    "DomainRetriever",
     "Engine",
     "EngineBusy",
     "EngineClosed",
     "ExpertCard",
+    "ExpertRouterMiddleware",
     "InvalidInput",
     "Library",
     "ModelNotFound",
@@ -64,6 +77,8 @@ __all__ = [
     "SharedBase",
     "UnfitExpert",
     "UnknownExpert",
+    "answer_from_documents",
+    "expert_tools",
 ]
 
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
+from langchain_core.runnables.graph import Graph
 from pydantic import Field, SkipValidation, model_validator
 
 from one4all_lc.base.loading import DEFAULT_BASE, Quantization, SharedBase
+from one4all_lc.card import BASE
 from one4all_lc.engine.engine import Engine
 from one4all_lc.errors import Abstained, InvalidInput
 from one4all_lc.experts.chat import ChatExpert
@@ -114,6 +116,20 @@ class One4All(ChatExpert):
         library = Library(adapters or default_adapters(), shared.facts)
         router = SemanticRouter(library=library, embeddings=embeddings)
         return cls(engine=Engine.of(shared), router=router, **settings)
+
+    def get_graph(self, config: RunnableConfig | None = None) -> Graph:
+        """Return the way of a question: the router, every expert by its name, who else answers."""
+        graph = Graph()
+        start = graph.add_node(self.get_input_schema(config), id="question")
+        router = graph.add_node(self.router, id="router")
+        end = graph.add_node(self.get_output_schema(config), id="answer")
+        graph.add_edge(start, router)
+        others = BASE if self.fallback == "base" else "fallback"
+        for name in (*self.library.names, others):
+            node = graph.add_node(self, id=name)
+            graph.add_edge(router, node, conditional=True)
+            graph.add_edge(node, end)
+        return graph
 
     @property
     def _llm_type(self) -> str:
