@@ -18,8 +18,8 @@ from one4all_lc.testing import FakeEngine, fake_library
 NATIVE = (
     "{% if tools %}[TOOLS]{{ tools | tojson }}[/TOOLS]\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-    "{% for c in m.tool_calls or [] %}[CALL]{{ c.function.name }} {{ c.function.arguments | tojson }}"
-    "{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for c in m.tool_calls or [] %}[CALL]{{ c.function.name }} "
+    "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 """A chat template that renders tools, calls and results itself."""
 
