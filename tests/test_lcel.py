@@ -178,18 +178,6 @@ def test_tags_and_metadata_of_a_config_reach_the_handlers(make, way):
     assert facts["name"] == "mine"
 
 
-def test_a_chain_can_be_drawn(make, router):
-    """A chain could not be shown to those who review it."""
-    models = make()
-    chain = ChatPromptTemplate.from_template("{q}") | models["one"] | StrOutputParser()
-    drawn = chain.get_graph().draw_mermaid()
-    for name in ("ChatPromptTemplate", "One4All", "StrOutputParser"):
-        assert name in drawn
-    drawn = (router | RunnableLambda(lambda route: route.best)).get_graph().draw_mermaid()
-    assert "SemanticRouter" in drawn
-    assert "ChatExpert" in models["sql"].get_graph().draw_mermaid()
-
-
 @pytest.mark.parametrize("name", ["sql", "one"])
 def test_a_copy_shares_the_engine(make, name):
     """A copied chain would load the base once more."""
@@ -293,6 +281,27 @@ async def test_a_reader_that_leaves_frees_its_row_at_the_next_step(make):
     with pytest.raises(asyncio.CancelledError):
         await task
     await is_free_after(engine.stats().steps)
+
+
+@pytest.mark.xfail(strict=True, reason="the handle that the executor's thread returns is lost")
+async def test_a_reader_that_leaves_while_the_queue_is_full_is_not_answered(make, monkeypatch):
+    """A busy engine would go on to answer those who have long gone."""
+    engine = Gated(pause=STEP)
+    handles, real = [], engine.submit
+
+    def submit(request, **settings):
+        time.sleep(0.1)  # as if the queue were full
+        handles.append(real(request, **settings))
+        return handles[-1]
+
+    monkeypatch.setattr(engine, "submit", submit)
+    task = asyncio.create_task(make(engine)["sql"].ainvoke(TEAMS))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.2)
+    assert not handles or handles[0].cancelled
 
 
 async def test_a_fault_of_the_engine_is_heard_of_at_once(make):

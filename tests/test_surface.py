@@ -7,8 +7,10 @@ import pytest
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import Runnable
+from langchain_core.runnables import Runnable, RunnableLambda
 from langchain_core.tools import tool
 from pydantic import BaseModel
 
@@ -55,6 +57,18 @@ def test_the_profile_says_what_the_model_can_do(models):
         assert model.profile["structured_output"]
         assert not model.profile["image_inputs"]
         assert model.profile["max_input_tokens"] == model.engine.base.context_length - 1
+
+
+def test_a_chain_can_be_drawn(models):
+    """A chain could not be shown to those who review it."""
+    router = models["one"].router
+    chain = ChatPromptTemplate.from_template("{q}") | models["one"] | StrOutputParser()
+    drawn = chain.get_graph().draw_mermaid()
+    for name in ("ChatPromptTemplate", "One4All", "StrOutputParser"):
+        assert name in drawn
+    drawn = (router | RunnableLambda(lambda route: route.best)).get_graph().draw_mermaid()
+    assert "SemanticRouter" in drawn
+    assert "ChatExpert" in models["law"].get_graph().draw_mermaid()
 
 
 CLASSES = (ChatExpert, One4All, SemanticRouter, DomainRetriever, ExpertRouterMiddleware)

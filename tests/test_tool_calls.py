@@ -258,12 +258,22 @@ def test_parallel_calls_can_be_turned_off(ask):
     assert len(one.tool_calls) == 1
 
 
-def test_no_tool_is_called_where_none_may_be(ask):
-    """`tool_choice='none'` would call all the same."""
+def test_tools_that_may_not_be_called_are_not_shown(ask):
+    """The model would be tempted by what it must not do."""
     seen = []
     model = ask(lambda asked: seen.append(asked.prompt) or "plain")
-    assert model.bind_tools([add], tool_choice="none").invoke("x").tool_calls == []
+    assert model.bind_tools([add], tool_choice="none").invoke("x").text == "plain"
     assert "<tools>" not in seen[-1]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="calls are read wherever `tools` is set, though tool_choice is none"
+)
+def test_no_tool_is_called_where_none_may_be(ask):
+    """`tool_choice='none'` would call all the same."""
+    bound = ask(call()).bind_tools([add], tool_choice="none")
+    assert facts(bound.invoke("x")) == (call(), [], [])
+    assert facts(reduce(plus, bound.stream("x"))) == (call(), [], [])
 
 
 HISTORY = [
