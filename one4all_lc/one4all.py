@@ -1,5 +1,6 @@
 """Router and experts as one chat model."""
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from langchain_core.runnables.graph import Graph
-from pydantic import Field, SkipValidation, model_validator
+from pydantic import Field, PrivateAttr, SkipValidation, model_validator
 
 from one4all_lc.base.loading import DEFAULT_BASE, Quantization, SharedBase
 from one4all_lc.card import BASE
@@ -67,6 +68,8 @@ class One4All(ChatExpert):
     at_least: float = Field(default=0.1, ge=0, le=1)
     fallback: SkipValidation[Fallback | Runnable[Any, Any]] = Field(default="base", exclude=True)
     synthesizer: SkipValidation[Runnable[Any, Any]] | None = Field(default=None, exclude=True)
+
+    _mark: str = PrivateAttr(default_factory=lambda: uuid.uuid4().hex)
 
     @model_validator(mode="after")
     def _fallback_is_known(self) -> Self:
@@ -138,12 +141,14 @@ class One4All(ChatExpert):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("mode", "most", "at_least")}
-        others = {"fallback": self.fallback, "synthesizer": self.synthesizer}
+        others: dict[str, Any] = {"fallback": self.fallback, "synthesizer": self.synthesizer}
         return {
             **super()._identifying_params,
             **own,
+            # Two Runnables may look alike: those of another model are others.
             **{
-                name: item if isinstance(item, str) else repr(item) for name, item in others.items()
+                name: (repr(item), id(item), self._mark) if isinstance(item, Runnable) else item
+                for name, item in others.items()
             },
             "router": self.router.fingerprint,
         }

@@ -203,7 +203,6 @@ def test_a_pickled_model_answers_as_the_original_does(make, name, tmp_path, monk
         loaded.bound.engine.close()
 
 
-NARROW = "batch_as_completed is LangChain's own, as wide as there are cores"
 WAYS = {
     "batch": lambda model, questions: model.batch(questions),
     "abatch": lambda model, questions: asyncio.run(model.abatch(questions)),
@@ -211,11 +210,9 @@ WAYS = {
     "map": lambda model, questions: model.map().invoke(questions),
     "as completed": lambda model, questions: list(model.batch_as_completed(questions)),
 }
-narrow = pytest.mark.xfail(strict=True, reason=NARROW)
-MARKS = {"as completed": narrow}
 
 
-@pytest.mark.parametrize("way", [pytest.param(way, marks=MARKS.get(way, ())) for way in WAYS])
+@pytest.mark.parametrize("way", WAYS)
 def test_many_questions_reach_the_engine_together(make, way, monkeypatch):
     """On two cores 32 questions would take as long as six times six answers."""
     for name in ("cpu_count", "process_cpu_count"):
@@ -283,7 +280,6 @@ async def test_a_reader_that_leaves_frees_its_row_at_the_next_step(make):
     await is_free_after(engine.stats().steps)
 
 
-@pytest.mark.xfail(strict=True, reason="the handle that the executor's thread returns is lost")
 async def test_a_reader_that_leaves_while_the_queue_is_full_is_not_answered(make, monkeypatch):
     """A busy engine would go on to answer those who have long gone."""
     engine = Gated(pause=STEP)

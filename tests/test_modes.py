@@ -124,16 +124,12 @@ def test_all_with_one_likely_expert_is_that_experts_answer(make, engine):
         [SystemMessage("Say that it is noon.")],
     ],
 )
-@pytest.mark.xfail(
-    strict=True, reason="_consulted replaces the last message, whatever it is, not the question"
-)
 def test_whoever_joins_the_answers_reads_the_whole_conversation(make, engine, last):
     """The result of an agent's tool would be lost, and the tool called for ever."""
     make(mode="all").invoke([HumanMessage(ASK), *last])
     assert "noon" in engine.prompts[-1]
 
 
-@pytest.mark.xfail(strict=True, reason="_ask_each lets go of what it has submitted before an error")
 def test_an_expert_that_cannot_be_asked_leaves_no_other_running(make, engine, monkeypatch):
     """A full engine would go on with answers that nobody reads."""
     handles, real = [], engine.submit
@@ -150,14 +146,12 @@ def test_an_expert_that_cannot_be_asked_leaves_no_other_running(make, engine, mo
     assert handles[0].cancelled
 
 
-@pytest.mark.xfail(strict=True, reason="_aconsult calls _ask_each, which may wait, in the loop")
 async def test_asking_many_never_blocks_the_event_loop(make, engine):
     """A server would stand still while the engine's queue is full."""
     await make(mode="all").ainvoke(ASK)
     assert threading.main_thread() not in engine.threads
 
 
-@pytest.mark.xfail(strict=True, reason="_answer counts the last request alone")
 def test_the_usage_of_all_is_what_all_have_read_and_written(make, engine):
     """Three answers would be metered as one."""
     usage = make(mode="all").invoke(ASK).usage_metadata
@@ -227,12 +221,9 @@ async def test_nobodys_question_may_go_to_any_runnable(make):
         assert answer.response_metadata["route"]["abstained"]
 
 
-FALLBACK = "as_chunk keeps what the fallback says of itself, and _last's own facts are added to it"
-
-
 @pytest.mark.parametrize(
     "streamed",
-    [False, pytest.param(True, marks=pytest.mark.xfail(strict=True, reason=FALLBACK))],
+    [False, True],
 )
 async def test_a_fallback_that_is_an_expert_says_so_streamed_or_not(make, engine, streamed):
     """Metadata of a streamed answer would be two names in one."""

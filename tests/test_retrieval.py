@@ -103,7 +103,7 @@ def make_router(library=None, embeddings=None) -> SemanticRouter:
     return SemanticRouter(
         library=fake_library(*experts) if library is None else library,
         embeddings=embeddings or FakeEmbeddings(),
-        client=chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False)),
+        client=chromadb.EphemeralClient(),
     )
 
 

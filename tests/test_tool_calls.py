@@ -69,14 +69,6 @@ def read_in(pieces):
     return reduce(plus, [*chunks, *reader.finish()], AIMessageChunk(content=""))
 
 
-def bug(text, reason):
-    return pytest.param(text, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
-SPACES = "CallReader strips each piece, so what a newline or a space is worth depends on the cut"
-UNCLOSED = "CallReader hands the arguments out before the call is closed; partial JSON then parses"
-IN_STRING = "CallReader takes the first closing tag, even inside a JSON string"
-
 ANSWERS = {
     "text": "a < b, and <tool is no call",
     "spaces": "  two\n\nlines \n",
@@ -100,9 +92,9 @@ ANSWERS = {
     "text",
     [
         *(pytest.param(text, id=name) for name, text in ANSWERS.items()),
-        bug("Let me see.\n" + call(), SPACES),
-        bug(call() + "\nThat is all, thank you.", SPACES),
-        bug("One.\n" + call() + "\nTwo, then.\n" + call("now", "{}") + "\nThree, then.", SPACES),
+        "Let me see.\n" + call(),
+        call() + "\nThat is all, thank you.",
+        "One.\n" + call() + "\nTwo, then.\n" + call("now", "{}") + "\nThree, then.",
     ],
 )
 def test_an_answer_is_read_alike_wherever_the_stream_cuts_it(text):
@@ -151,11 +143,11 @@ def test_what_is_no_call_is_an_invalid_one(name):
 @pytest.mark.parametrize(
     "text",
     [
-        bug('<tool_call>\n{"name": "pay", "arguments": {"amount": 1000}', UNCLOSED),
-        bug('<tool_call>\n{"name": "pay", "arguments": {"amount": 1', UNCLOSED),
-        bug('<tool_call>\n{"na', UNCLOSED),
-        bug("<tool_call>\n{", UNCLOSED),
-        bug("<tool_call>\n", UNCLOSED),
+        '<tool_call>\n{"name": "pay", "arguments": {"amount": 1000}',
+        '<tool_call>\n{"name": "pay", "arguments": {"amount": 1',
+        '<tool_call>\n{"na',
+        "<tool_call>\n{",
+        "<tool_call>\n",
     ],
 )
 def test_a_call_that_was_cut_off_is_invalid(text):
@@ -165,14 +157,12 @@ def test_a_call_that_was_cut_off_is_invalid(text):
         assert len(message.invalid_tool_calls) == 1
 
 
-@pytest.mark.xfail(strict=True, reason=SPACES)
 def test_words_before_and_after_calls_keep_their_spaces():
     """Words of a streamed answer would run together."""
     text = read_in(call() + "\nThe sum is three.").content
     assert text.strip() == "The sum is three."
 
 
-@pytest.mark.xfail(strict=True, reason=IN_STRING)
 def test_a_closing_tag_in_an_argument_is_text():
     """An agent that writes about tool calls would call with half an argument."""
     message = read_answer(call("say", '{"text": "ends with </tool_call> here"}'))
@@ -194,14 +184,7 @@ def test_a_closing_tag_in_an_argument_is_text():
         ({"type": "any"}, ["add", "now"], True),
         ("now", ["now"], True),
         ({"type": "function", "function": {"name": "add"}}, ["add"], True),
-        pytest.param(
-            {"type": "tool", "name": "add"},
-            ["add"],
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, raises=InvalidInput, reason="Anthropic's form is not read"
-            ),
-        ),
+        ({"type": "tool", "name": "add"}, ["add"], True),
     ],
 )
 def test_every_form_of_tool_choice_is_understood(choice, names, must):
@@ -249,7 +232,6 @@ def test_auto_reads_calls_and_holds_them_to_the_tools(ask):
     assert not message.invalid_tool_calls
 
 
-@pytest.mark.xfail(strict=True, reason="the TEXT after the one call may spell another call")
 def test_parallel_calls_can_be_turned_off(ask):
     """A caller that can run one call at a time would get two."""
     model = ask(call() + "\n" + call("now", "{}"))
@@ -266,9 +248,6 @@ def test_tools_that_may_not_be_called_are_not_shown(ask):
     assert "<tools>" not in seen[-1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="calls are read wherever `tools` is set, though tool_choice is none"
-)
 def test_no_tool_is_called_where_none_may_be(ask):
     """`tool_choice='none'` would call all the same."""
     bound = ask(call()).bind_tools([add], tool_choice="none")

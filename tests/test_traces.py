@@ -13,9 +13,6 @@ from one4all_lc import ChatExpert, One4All
 from one4all_lc.testing import fake_expert, fake_library
 from tests.fakes import ASK, LIKELY, NOBODYS, Decided, Spied
 
-NO_MANAGER = "LangChain's stream and astream call _stream and _astream without the run manager"
-unseen = pytest.mark.xfail(strict=True, reason=NO_MANAGER)
-
 
 @pytest.fixture
 def engine():
@@ -56,7 +53,6 @@ def test_the_route_is_told_to_a_handler_before_the_answer(make):
     assert watcher.data[0]["route"]["best"] == "sql"
 
 
-@unseen
 def test_the_route_is_told_once_before_the_first_token(make):
     """An interface could not say who answers until the answer is whole."""
     watcher = Watcher()
@@ -68,7 +64,6 @@ def test_the_route_is_told_once_before_the_first_token(make):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-@unseen
 async def test_the_route_is_an_event_before_the_first_tokens(make, inside):
     """A web page that shows events would name the expert too late, or never."""
     one = make()
@@ -91,7 +86,7 @@ class Kept(BaseTracer):
         self.runs.append(run)
 
 
-STREAMS = [pytest.param(way, marks=unseen) for way in ("stream", "astream")]
+STREAMS = ("stream", "astream")
 
 
 @pytest.mark.parametrize("way", ["invoke", "ainvoke", *STREAMS])
@@ -115,7 +110,7 @@ async def test_traces_say_which_expert_of_which_version_answered_and_why(make, w
     assert {"mine", "expert:sql"} <= set(run.tags)
 
 
-@pytest.mark.parametrize("way", ["invoke", pytest.param("stream", marks=unseen)])
+@pytest.mark.parametrize("way", ["invoke", "stream"])
 def test_what_answers_in_the_engines_place_is_a_part_of_the_trace(make, way):
     """A larger model's calls and costs would be missing from the trace."""
     tracer = Kept()
@@ -138,7 +133,6 @@ def test_settings_that_change_answers_change_the_key_of_caches(make, engine):
     assert repr(make()._identifying_params) == keys[0]
 
 
-@pytest.mark.xfail(strict=True, reason="a Runnable counts by its repr, which is a function's name")
 def test_a_cache_tells_fallbacks_of_one_name_apart(make):
     """Another fallback's words would be given, for every function that is called `ask`."""
 

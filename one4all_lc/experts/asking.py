@@ -1,14 +1,16 @@
 """How a chat model of this package answers: choose, ask the engine, hand out what comes."""
 
+import asyncio
+import functools
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
@@ -18,9 +20,10 @@ from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Completion
 from one4all_lc.experts.choice import Choice, as_chunk, as_message, joined
+from one4all_lc.experts.messages import role_of
 from one4all_lc.experts.options import OPTIONS
-from one4all_lc.experts.tool_calls import CallReader, read_answer
-from one4all_lc.experts.tracing import aannounce, announce, child_config
+from one4all_lc.experts.tool_calls import CallReader, chosen, read_answer
+from one4all_lc.experts.tracing import RUN, aannounce, announce, child_config, current, streamed_run
 from one4all_lc.folder import Expert
 from one4all_lc.routing.question import question_of
 
@@ -62,9 +65,74 @@ class EngineChatModel(BaseChatModel):
 
         LangChain's own default follows the number of cores, which would leave most rows empty.
         """
-        configs = config if isinstance(config, list) else [config or {}] * len(inputs)
-        wide = [{"max_concurrency": self.engine.max_rows, **item} for item in configs]
-        return super().batch(inputs, wide, **kwargs)  # type: ignore[arg-type]
+        return super().batch(inputs, self._wide(config, len(inputs)), **kwargs)
+
+    def batch_as_completed(  # type: ignore[override]
+        self,
+        inputs: Sequence[LanguageModelInput],
+        config: RunnableConfig | Sequence[RunnableConfig] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[tuple[int, AIMessage | Exception]]:
+        """Answer many at once, each as soon as it is done; see `batch`."""
+        return super().batch_as_completed(inputs, self._wide(config, len(inputs)), **kwargs)
+
+    def _wide(
+        self, config: RunnableConfig | Sequence[RunnableConfig] | None, count: int
+    ) -> list[RunnableConfig]:
+        configs = config if isinstance(config, Sequence) else [config or {}] * count
+        return [{"max_concurrency": self.engine.max_rows, **item} for item in configs]
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """Answer piece by piece."""
+        config, run = streamed_run(self, config, asynchronous=False)
+        chunks = super().stream(input, config, stop=stop, **kwargs)
+        try:
+            with current(run):  # who answers is decided, and told, before the first piece
+                chunk = next(chunks, None)
+            while chunk is not None:
+                yield chunk
+                chunk = next(chunks, None)
+        finally:
+            chunks.close()  # type: ignore[attr-defined]
+
+    async def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """Answer piece by piece."""
+        config, run = streamed_run(self, config, asynchronous=True)
+        chunks = super().astream(input, config, stop=stop, **kwargs)
+        try:
+            with current(run):
+                chunk = await anext(chunks, None)
+            while chunk is not None:
+                yield chunk
+                chunk = await anext(chunks, None)
+        finally:
+            await chunks.aclose()  # type: ignore[attr-defined]
+
+    def _generate_with_cache(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        with current(run_manager):
+            return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_with_cache(
+        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
+    ) -> ChatResult:
+        with current(run_manager):
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
 
     def _generate(
         self,
@@ -98,7 +166,7 @@ class EngineChatModel(BaseChatModel):
         if choice.other is not None:
             output = await choice.other.ainvoke(messages, child_config(run_manager))
             return _result(as_message(output, choice.facts))
-        handle = await run_in_executor(None, self._submit, choice.experts, messages, stop, kwargs)
+        (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         try:
             return self._answer(choice, await handle.aresult(), kwargs)
         finally:
@@ -111,22 +179,26 @@ class EngineChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
+        run_manager = run_manager or RUN.get()
         choice = self._choose(messages, kwargs)
         announce(run_manager, choice)
         choice, messages = self._consult(choice, messages, stop, kwargs)
         if choice.other is not None:
+            said: set[str] = set()  # what the other one has said of itself
             for output in choice.other.stream(messages, child_config(run_manager)):
-                yield ChatGenerationChunk(message=as_chunk(output))
-            yield _last(self._metadata(choice))
+                told = as_chunk(output)
+                said |= told.response_metadata.keys()
+                yield ChatGenerationChunk(message=told)
+            yield _last({key: item for key, item in choice.facts.items() if key not in said})
             return
         handle = self._submit(choice.experts, messages, stop, kwargs)
-        reader = CallReader() if kwargs.get("tools") else None
+        reader = CallReader() if _may_call(kwargs) else None
         try:
             for piece in handle:
                 yield from _chunks(reader, piece.text)
             yield from _chunks(reader, None)
             completion = handle.result()
-            yield _last(self._metadata(choice, completion), _usage(completion))
+            yield _last(self._metadata(choice, completion), _usage(choice, completion))
         finally:  # a consumer that stops reading frees the row
             handle.cancel()
 
@@ -137,16 +209,20 @@ class EngineChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
+        run_manager = run_manager or RUN.get()
         choice = await self._achoose(messages, kwargs)
         await aannounce(run_manager, choice)
         choice, messages = await self._aconsult(choice, messages, stop, kwargs)
         if choice.other is not None:
+            said: set[str] = set()
             async for output in choice.other.astream(messages, child_config(run_manager)):
-                yield ChatGenerationChunk(message=as_chunk(output))
-            yield _last(self._metadata(choice))
+                told = as_chunk(output)
+                said |= told.response_metadata.keys()
+                yield ChatGenerationChunk(message=told)
+            yield _last({key: item for key, item in choice.facts.items() if key not in said})
             return
-        handle = await run_in_executor(None, self._submit, choice.experts, messages, stop, kwargs)
-        reader = CallReader() if kwargs.get("tools") else None
+        (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
+        reader = CallReader() if _may_call(kwargs) else None
         try:
             async for piece in handle:
                 for chunk in _chunks(reader, piece.text):
@@ -154,7 +230,7 @@ class EngineChatModel(BaseChatModel):
             for chunk in _chunks(reader, None):
                 yield chunk
             completion = await handle.aresult()
-            yield _last(self._metadata(choice, completion), _usage(completion))
+            yield _last(self._metadata(choice, completion), _usage(choice, completion))
         finally:
             handle.cancel()
 
@@ -168,11 +244,11 @@ class EngineChatModel(BaseChatModel):
         """Let the experts that are consulted answer, in one batch, and ask for one answer."""
         handles = self._ask_each(choice, messages, stop, settings)
         try:
-            texts = [handle.result().text for handle in handles]
+            completions = [handle.result() for handle in handles]
         finally:
             for handle in handles:
                 handle.cancel()
-        return _consulted(choice, messages, texts)
+        return _consulted(choice, messages, completions)
 
     async def _aconsult(
         self,
@@ -181,13 +257,14 @@ class EngineChatModel(BaseChatModel):
         stop: list[str] | None,
         settings: Mapping[str, Any],
     ) -> tuple[Choice, list[BaseMessage]]:
-        handles = self._ask_each(choice, messages, stop, settings)
+        asked = (choice, messages, stop, settings)
+        handles = await _in_thread(self._ask_each, *asked) if choice.consulted else []
         try:
-            texts = [(await handle.aresult()).text for handle in handles]
+            completions = [await handle.aresult() for handle in handles]
         finally:
             for handle in handles:
                 handle.cancel()
-        return _consulted(choice, messages, texts)
+        return _consulted(choice, messages, completions)
 
     def _ask_each(
         self,
@@ -198,17 +275,23 @@ class EngineChatModel(BaseChatModel):
     ) -> list[Handle]:
         """Ask every expert that is consulted; tools and forms are for the last answer alone."""
         plain = {name: value for name, value in settings.items() if name not in OPTIONS}
-        return [
-            self._submit(((expert, 1.0),), messages, stop, plain) for expert in choice.consulted
-        ]
+        handles: list[Handle] = []
+        try:
+            for expert in choice.consulted:
+                handles.append(self._submit(((expert, 1.0),), messages, stop, plain))
+        except BaseException:
+            for handle in handles:
+                handle.cancel()
+            raise
+        return handles
 
     def _answer(
         self, choice: Choice, completion: Completion, settings: Mapping[str, Any]
     ) -> ChatResult:
         text = completion.text
-        message = read_answer(text) if settings.get("tools") else AIMessage(text)
+        message = read_answer(text) if _may_call(settings) else AIMessage(text)
         message.response_metadata = self._metadata(choice, completion)
-        message.usage_metadata = _usage(completion)
+        message.usage_metadata = _usage(choice, completion)
         return _result(message)
 
     def _metadata(self, choice: Choice, completion: Completion | None = None) -> dict[str, Any]:
@@ -225,17 +308,35 @@ class EngineChatModel(BaseChatModel):
         }
 
 
+async def _in_thread(submit: Callable[..., list[Handle]], *args: Any) -> list[Handle]:
+    """Submit without blocking the loop; who stops waiting leaves nothing running."""
+    future = asyncio.ensure_future(run_in_executor(None, submit, *args))
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        future.add_done_callback(_cancel_all)
+        raise
+
+
+def _cancel_all(future: "asyncio.Future[list[Handle]]") -> None:
+    if not future.cancelled() and future.exception() is None:
+        for handle in future.result():
+            handle.cancel()
+
+
 def _consulted(
-    choice: Choice, messages: list[BaseMessage], texts: Sequence[str]
+    choice: Choice, messages: list[BaseMessage], completions: Sequence[Completion]
 ) -> tuple[Choice, list[BaseMessage]]:
     """Return who writes the one answer, and what is asked of it."""
     if not choice.consulted:
         return choice, messages
     names = [expert.name for expert in choice.consulted]
-    answers = dict(zip(names, texts, strict=True))
+    answers = {name: done.text for name, done in zip(names, completions, strict=True)}
     asked = joined(question_of(messages), answers)
-    choice = replace(choice, metadata={**choice.metadata, "answers": answers})
-    return choice, [*messages[:-1], HumanMessage(asked)]
+    spent = functools.reduce(add_usage, map(_usage_of, completions))
+    choice = replace(choice, metadata={**choice.metadata, "answers": answers}, spent=spent)
+    last = max(i for i, item in enumerate(messages) if role_of(item) == "user")
+    return choice, [*messages[:last], HumanMessage(asked), *messages[last + 1 :]]
 
 
 def _chunks(reader: CallReader | None, text: str | None) -> Iterator[ChatGenerationChunk]:
@@ -262,10 +363,20 @@ def _result(message: AIMessage) -> ChatResult:
     return ChatResult(generations=[ChatGeneration(message=message)])
 
 
-def _usage(completion: Completion) -> UsageMetadata:
+def _usage(choice: Choice, completion: Completion) -> UsageMetadata:
+    """Return what an answer took, with those that it was made of."""
+    return add_usage(choice.spent, _usage_of(completion))
+
+
+def _usage_of(completion: Completion) -> UsageMetadata:
     return UsageMetadata(
         input_tokens=completion.prompt_tokens,
         output_tokens=len(completion.tokens),
         total_tokens=completion.prompt_tokens + len(completion.tokens),
         input_token_details=InputTokenDetails(cache_read=completion.cached_tokens),
     )
+
+
+def _may_call(settings: Mapping[str, Any]) -> bool:
+    """Whether an answer may hold tool calls."""
+    return bool(chosen(settings.get("tools") or (), settings.get("tool_choice"))[0])

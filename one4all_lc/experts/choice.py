@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
 
 from one4all_lc.card import BASE
 from one4all_lc.folder import Expert
@@ -21,12 +22,14 @@ class Choice:
         experts: The experts with their weights; empty for the base alone.
         consulted: Experts that answer first, each by itself; their answers become the question.
         other: Answers in the place of this engine: a larger model, for example.
+        spent: What those that were consulted have read and written.
         metadata: What `response_metadata` says of the choice, beside the experts themselves.
     """
 
     experts: tuple[tuple[Expert, float], ...] = ()
     consulted: tuple[Expert, ...] = ()
     other: "Runnable[Any, Any] | None" = None
+    spent: UsageMetadata | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -77,7 +77,7 @@ def chosen(tools: Sequence[Any], choice: Any) -> tuple[list[Tool], bool]:
     """
     known: list[Tool] = [convert_to_openai_tool(tool) for tool in tools]
     if isinstance(choice, Mapping):
-        choice = choice.get("function", {}).get("name", choice.get("type"))
+        choice = choice.get("function", choice).get("name", choice.get("type"))
     if choice in (None, False, "auto"):
         return known, False
     if choice == "none":
@@ -106,9 +106,10 @@ def calling(tools: Sequence[Tool], *, must: bool, many: bool = True) -> Grammar:
         more = f' ("\\n{OPEN}\\n" call "\\n{CLOSE}")*' if many else ""
         return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}"{more}\ncall: {rule}\n')
     # Any text, until a call begins: what follows then is one of the tools'.
-    calls = "(begun call ending)*" if many else "(begun call ending)?"
+    start = "(begun call ending)* TEXT" if many else "TEXT | begun call ending REST"
+    rest = "" if many else f"REST: /(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/\n"
     return Grammar.lark(
-        f"start: {calls} TEXT\n"
+        f"start: {start}\n{rest}"
         f'begun[lazy]: TEXT "{OPEN}"\n'
         f'ending: "\\n{CLOSE}"\n'
         f'call: "\\n" body\nbody: {rule}\nTEXT: /(.|\\n)*/\n'
@@ -136,6 +137,9 @@ class CallReader:
     _text: str = ""
     _calls: int = 0
     _state: str = "text"
+    _gap: str = ""
+    _args: str = ""
+    _said: bool = False
     _id: str = field(default_factory=lambda: _new_id())
 
     def push(self, text: str) -> Iterator[AIMessageChunk]:
@@ -149,22 +153,37 @@ class CallReader:
 
     def finish(self) -> Iterator[AIMessageChunk]:
         """Yield what is left: a call that was not closed is an invalid one."""
-        if self._state == "text" and self._text:
-            yield AIMessageChunk(content=self._text)
-        elif self._state != "text":
-            yield from self._closed_call(self._text)
+        if self._state == "text":
+            rest = self._text if self._calls == 0 else self._text.rstrip()
+            yield from self._said_text(rest)
+            if self._calls == 0 and self._gap:
+                yield AIMessageChunk(content=self._gap)
+        elif self._state == "head":
+            yield self._chunk(None, OPEN + self._text, self._id)
+        else:
+            args = self._args + self._text
+            yield self._chunk(None, self._text + _spoiling(args), None)
         self._text = ""
+
+    def _said_text(self, text: str) -> Iterator[AIMessageChunk]:
+        """Yield words, and the space before them; space around calls is not text."""
+        said = text.strip()
+        if not said:
+            self._gap += text
+            return
+        before = self._gap + text[: text.index(said)]
+        self._gap = text[text.index(said) + len(said) :]
+        yield AIMessageChunk(content=(before if self._said or not self._calls else "") + said)
+        self._said = True
 
     def _text_read(self) -> Iterator[AIMessageChunk]:
         before, opened, after = self._text.partition(OPEN)
         if opened:
             self._text, self._state = after, "head"
-            before = before.rstrip("\n") if not self._calls else before.strip("\n")
         else:
             held = _overlap(before, OPEN)
             before, self._text = before[: len(before) - held], before[len(before) - held :]
-        if before and (before.strip() or not self._calls):
-            yield AIMessageChunk(content=before)
+        yield from self._said_text(before)
 
     def _head_read(self) -> Iterator[AIMessageChunk]:
         found = _HEAD.match(self._text)
@@ -176,7 +195,7 @@ class CallReader:
             yield from self._closed_call(body)
 
     def _arguments_read(self) -> Iterator[AIMessageChunk]:
-        body, closed, after = self._text.partition(CLOSE)
+        body, closed, after = _partitioned(self._args, self._text)
         if closed:
             self._text = after
             yield from self._closed_call(body)
@@ -210,6 +229,7 @@ class CallReader:
             return self._chunk(None, body.strip(), self._id)
 
     def _chunk(self, name: str | None, args: str, id_: str | None) -> AIMessageChunk:
+        self._args = self._args + args if name is None else args
         part = tool_call_chunk(name=name, args=args, id=id_, index=self._calls)
         return AIMessageChunk(content="", tool_call_chunks=[part])
 
@@ -225,6 +245,26 @@ def read_answer(text: str) -> AIMessage:
         tool_calls=message.tool_calls,
         invalid_tool_calls=message.invalid_tool_calls,
     )
+
+
+def _spoiling(args: str) -> str:
+    """Return what makes LangChain's lenient parser refuse arguments that were cut off."""
+    return ('"' if _in_string(args) else "") + "}" * (args.count("{") + 1)
+
+
+def _partitioned(before: str, text: str) -> tuple[str, str, str]:
+    """Cut a text at the first closing tag that does not stand in a string."""
+    at = text.find(CLOSE)
+    while at >= 0 and _in_string(before + text[:at]):
+        at = text.find(CLOSE, at + 1)
+    if at < 0:
+        return text, "", ""
+    return text[:at], CLOSE, text[at + len(CLOSE) :]
+
+
+def _in_string(arguments: str) -> bool:
+    """Whether arguments end within a JSON string."""
+    return re.sub(r"\\.", "", arguments).count('"') % 2 == 1
 
 
 def _overlap(text: str, mark: str) -> int:

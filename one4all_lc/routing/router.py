@@ -188,6 +188,10 @@ class SemanticRouter(Runnable[RouterInput, Route]):
         """Bring the router up to the library now instead of at the next question."""
         self._current()
 
+    async def arefresh(self) -> None:
+        """Bring the router up to the library now instead of at the next question."""
+        await run_in_executor(None, self.refresh)
+
     def _route_one(self, input_: RouterInput) -> Route:
         return _only(self._route_many([input_]))
 
