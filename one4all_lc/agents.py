@@ -116,7 +116,9 @@ class ExpertRouterMiddleware(
     def _routed(self, request: ModelRequest[ContextT]) -> ModelRequest[ContextT]:
         expert = _best(request.state)
         own = request.model
-        if expert in self.model.library:  # it may have been taken out of use since it was routed
+        readable = all(_is_text(m) for m in request.messages if not isinstance(m, AIMessage))
+        # It may have been taken out of use since it was routed, or a tool has shown an image.
+        if readable and expert in self.model.library:
             # A setting of another provider's means nothing to an expert, which would refuse it.
             settings = request.model_settings if isinstance(own, ChatExpert) else {}
             return request.override(
@@ -125,9 +127,13 @@ class ExpertRouterMiddleware(
                 messages=[_readable(message) for message in request.messages],
                 model_settings=settings,
             )
-        if isinstance(own, One4All) and own.model == AUTO and own.router is self.router:
+        if readable and isinstance(own, One4All) and self._abstains_alike(own):
             return request.override(model=_asking(own, BASE))  # it would only abstain again
         return request
+
+    def _abstains_alike(self, own: One4All) -> bool:
+        """Whether an agent's own model would only route again, abstain, and let the base answer."""
+        return own.model == AUTO and own.router is self.router and own.fallback == "base"
 
 
 def expert_node(model: ChatExpert, name: str | None = None) -> Runnable[State, dict[str, Any]]:

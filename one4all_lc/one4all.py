@@ -205,8 +205,10 @@ class One4All(ChatExpert):
         nearest = [self.library[item.name] for item in route.experts if item.name in self.library]
         domains = "; ".join(expert.card.description.rstrip(".") for expert in nearest[:3])
         if self.fallback == "error":
-            msg = f"No expert is for this question ({route.reason}); the nearest: {domains}."
+            near = f"; the nearest: {domains}" if domains else ""
+            msg = f"No expert is for this question ({route.reason}){near}."
             raise Abstained(msg)
-        ask = f"I am not sure what you ask about. I can help with: {domains}. Which is it?"
+        help_with = f" I can help with: {domains}. Which is it?" if domains else ""
+        ask = f"I am not sure what you ask about.{help_with}"
         answer: Runnable[Any, Any] = RunnableLambda(lambda _: AIMessage(ask), name="ask back")
         return Choice(other=answer, metadata={**told, "expert": "ask"})

@@ -80,6 +80,7 @@ class FakeEngine(Engine):
     def __init__(self, answers: Answers | None = None, **settings: Any) -> None:
         self._answers: Answers = answers or {}
         self._experts: dict[tuple[tuple[str, float], ...], str] = {(): BASE}
+        self._asked: set[tuple[int, ...]] = set()
         base = SimpleNamespace(
             facts=_FACTS,
             tokenizer=_tokenizer(),
@@ -96,6 +97,7 @@ class FakeEngine(Engine):
         """Queue a request; see `Engine.submit`."""
         name = "+".join(expert.name for expert, _ in request.experts) or BASE
         self._experts[request.mixture] = name
+        self._asked.add(tuple(request.prompt))
         return super().submit(request, patience=patience)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +115,7 @@ class FakeEngine(Engine):
         return cast("Residency", _EveryAdapter())
 
     def _make_decoder(self, packed_bytes: int) -> Decoder:
-        return cast("Decoder", _Script(self.base.tokenizer, self._answer_of))
+        return cast("Decoder", _Script(self.base.tokenizer, self._answer_of, self._asked))
 
     def _answer_of(self, prompt: str, mixture: tuple[tuple[str, float], ...]) -> str:
         return self.answer(prompt, self._experts[mixture])
@@ -177,8 +179,13 @@ class _Script:
     packs = False
     packed_bytes = 0
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, answer: Callable[..., str]) -> None:
-        self._tokenizer, self._answer = tokenizer, answer
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        answer: Callable[..., str],
+        whole: Container[tuple[int, ...]],
+    ) -> None:
+        self._tokenizer, self._answer, self._whole = tokenizer, answer, whole
         self._prompts: dict[int, list[int]] = {}
         self._scripts: dict[int, list[int]] = {}
         self.cache = SimpleNamespace(reserve=lambda *_: None)
@@ -200,6 +207,8 @@ class _Script:
     def _read(self, row: RowInput) -> None:
         read = self._prompts.get(row.slot, [])[: row.start]
         self._prompts[row.slot] = [*read, *row.tokens]
+        if tuple(self._prompts[row.slot]) not in self._whole:
+            return  # a prompt is answered once, when all of it was read
         prompt = self._tokenizer.decode(self._prompts[row.slot])
         answer = self._answer(prompt, row.mixture)
         self._scripts[row.slot] = self._tokenizer.encode(answer, add_special_tokens=False)

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from one4all_lc.base.compiled import kernel
+from one4all_lc.base.linears import Linears
 from one4all_lc.errors import DeadlineExceeded, EngineBusy, EngineClosed
 from one4all_lc.library import Library
 from tests.asking import adapter_bytes, engine_with, request
@@ -110,6 +111,7 @@ def test_where_our_kernels_do_not_run_answers_are_the_same(base_fp32, experts, m
     with engine_with(base_fp32) as engine:
         expected = together(engine, asked)
     monkeypatch.setattr(kernel, "_STANDS_FOR", {})
+    monkeypatch.setattr(Linears.of(base_fp32), "compiled", False)
     with engine_with(base_fp32) as engine:
         assert together(engine, asked) == expected
         stats = engine.stats()

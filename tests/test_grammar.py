@@ -11,6 +11,7 @@ import pytest
 from one4all_lc.engine.grammar import Grammar
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
+from one4all_lc.experts.tool_calls import calling
 from one4all_lc.sampling import Sampling
 from one4all_lc.testing import FakeEngine
 from tests.asking import engine_with, prompt_of
@@ -151,3 +152,32 @@ def test_a_form_wins_over_min_tokens(fake):
 def test_what_cannot_be_enforced_is_refused_at_once(fake, grammar):
     with pytest.raises(InvalidInput, match="cannot be enforced"):
         answer(fake, grammar)
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 0.1}, {"repetition_penalty": 3.0}])
+def test_what_is_likeliest_may_not_be_what_may_come(fake, settings):
+    """Else nothing would be left to draw from, and the request would fail."""
+    form = Grammar.json_schema({"type": "array", "items": {"type": "integer"}, "minItems": 2})
+    drawn = answer(fake, form, temperature=0.9, seed=1, **settings)
+    assert len(json.loads(drawn.text)) >= 2
+
+
+def test_quotes_before_a_call_do_not_keep_it_from_its_end():
+    """A screen of 5" in the text would look like an open string for the rest of the answer."""
+    words = 'a 5" screen <tool_call>\n{"name": "note", "arguments": {"text": "' + "so ] } on " * 30
+    engine = FakeEngine(lambda asked: words)
+    parameters = {"type": "object", "properties": {"text": {"type": "string"}}}
+    tool = {"function": {"name": "note", "parameters": parameters | {"required": ["text"]}}}
+    ended = answer(engine, calling([tool], must=False), max_tokens=90)
+    engine.close()
+    assert ended.text.rstrip().endswith("</tool_call>")
+    assert len(ended.tokens) < 150
+
+
+def test_where_the_context_ends_half_of_what_is_left_is_answered(fake):
+    room = fake.base.context_length
+    prompt = tuple(fake.base.tokenizer.encode("a" * (room - 200)))
+    plain = Grammar.lark("start: /(.|\\n)*/")
+    ended = fake.submit(Request(prompt, (), Sampling(max_tokens=150), None, plain)).result(10)
+    assert len(ended.text) >= 99
+    assert ended.finish_reason == "length"

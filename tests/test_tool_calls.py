@@ -18,7 +18,7 @@ from one4all_lc.testing import FakeEngine, fake_library
 NATIVE = (
     "{% if tools %}[TOOLS]{{ tools | tojson }}[/TOOLS]\n{% endif %}"
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-    "{% for c in m.tool_calls or [] %}[CALL]{{ c.function.name }} "
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }} "
     "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 """A chat template that renders tools, calls and results itself."""
@@ -283,7 +283,7 @@ def test_a_template_that_knows_tools_renders_them_itself(ask):
     model = ask(lambda asked: seen.append(asked.prompt) or "ok", NATIVE)
     assert model.bind_tools([add]).invoke(HISTORY).content == "ok"
     assert '[TOOLS][{"type": "function", "function": {"name": "add"' in seen[-1]
-    assert '<|im_start|>assistant\nAdding.[CALL]add {"a": 1, "é": "ü"}<|im_end|>' in seen[-1]
+    assert '<|im_start|>assistant\nAdding.<tool_call>add {"a": 1, "é": "ü"}<|im_end|>' in seen[-1]
     assert "<|im_start|>tool\n3<|im_end|>\n<|im_start|>tool\nError: no luck<|im_end|>" in seen[-1]
     assert "<tools>" not in seen[-1]
     assert "<tool_response>" not in seen[-1]
@@ -310,7 +310,7 @@ async def test_an_agent_calls_a_tool_and_answers_with_its_result(ask):
         result = asked.prompt.rpartition("<tool_response>\n")[2].partition("\n")[0]
         return f"It is {result}." if "<tool_response>" in asked.prompt else call()
 
-    for template in (None, NATIVE.replace("[CALL]", "<tool_response>\nnative\n")):
+    for template in (None, NATIVE.replace("<tool_call>", "<tool_response>\nnative\n")):
         agent = create_agent(ask(answer, template), [add, now])
         asked = {"messages": [("human", "1 and 2?")]}
         for state in (agent.invoke(asked), await agent.ainvoke(asked)):

@@ -139,8 +139,10 @@ class Engine:
         max_tokens = min(request.sampling.max_tokens + more, self._room(request))
         matcher = self._grammars.matcher(request.grammar) if request.grammar else None
         job = Job(request, Handle(), time.monotonic(), max_tokens)
+        # Where the context has little room left, half of it is for becoming whole.
+        job.closing = min(request.sampling.max_tokens, max(max_tokens - more, max_tokens // 2))
         job.sampler = Sampler(
-            request.sampling, self.base.device, self._end_tokens, matcher, max_tokens - more
+            request.sampling, self.base.device, self._end_tokens, matcher, job.closing
         )
         job.text = TextStream(self.base.tokenizer, request.sampling.stop)
         if self.closed:
@@ -303,7 +305,7 @@ class Engine:
         if len(tokens) == 1:
             self._first_token(job)
         job.handle.put(Piece(text, (token,)))
-        in_time = len(tokens) <= job.request.sampling.max_tokens
+        in_time = job.request.grammar is None or len(tokens) <= job.closing
         if ended or whole or job.text.stopped:
             self._leave(job, "stop" if in_time else "length")
         elif len(tokens) >= job.max_tokens:

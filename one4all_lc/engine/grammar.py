@@ -30,9 +30,11 @@ class Grammar:
 
     Attributes:
         text: The grammar.
+        after: What JSON begins after, if it stands in free text: quotes before it mean nothing.
     """
 
     text: str
+    after: str = ""
 
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any]) -> Self:
@@ -50,11 +52,11 @@ class Grammar:
         return cls(LLMatcher.grammar_from_regex(pattern))
 
     @classmethod
-    def lark(cls, text: str) -> Self:
+    def lark(cls, text: str, after: str = "") -> Self:
         """A text that a grammar in Lark's notation produces from `start`."""
         from llguidance import LLMatcher
 
-        return cls(LLMatcher.grammar_from_lark(text))
+        return cls(LLMatcher.grammar_from_lark(text), after)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -96,14 +98,19 @@ class Matcher:
 
     Args:
         matcher: llguidance's, at the beginning.
+        after: What JSON begins after; see `Grammar`.
         vocabulary: The text of every token.
         ranks: Of every token, how well it closes outside of a string, and inside: 0 best, shape
             (2, vocabulary), int8.
     """
 
-    def __init__(self, matcher: "LLMatcher", vocabulary: Sequence[str], ranks: "Tensor") -> None:
-        self._matcher, self._vocabulary, self._ranks = matcher, vocabulary, ranks
+    def __init__(
+        self, matcher: "LLMatcher", after: str, vocabulary: Sequence[str], ranks: "Tensor"
+    ) -> None:
+        self._matcher, self._after = matcher, after
+        self._vocabulary, self._ranks = vocabulary, ranks
         self._in_string = self._escaped = False
+        self._last = ""
 
     @property
     def ended(self) -> bool:
@@ -144,6 +151,9 @@ class Matcher:
             quotes = character == '"' and not self._escaped
             self._in_string = self._in_string != quotes
             self._escaped = self._in_string and character == "\\" and not self._escaped
+            if self._after:
+                self._last = (self._last + character)[-len(self._after) :]
+                self._in_string = self._in_string and self._last != self._after
 
 
 class Grammars:
@@ -170,7 +180,7 @@ class Grammars:
             reason = matcher.get_error().strip().partition("\n")[0]
             msg = f"The form asked of the answer cannot be enforced: {reason}"
             raise InvalidInput(msg)
-        return Matcher(matcher, self._vocabulary, self._ranks)
+        return Matcher(matcher, grammar.after, self._vocabulary, self._ranks)
 
     @functools.cached_property
     def _compiled(self) -> Any:

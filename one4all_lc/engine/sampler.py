@@ -66,11 +66,12 @@ class Sampler:
         if not bool(torch.isfinite(scores.max())):
             raise FloatingPointError(_NOT_FINITE)
         forbidden = self.forbidden(len(tokens), scores.shape[1], scores.device)
+        # Before the processors: what they keep of the likeliest must be what may come.
+        if forbidden is not None:
+            scores = scores.masked_fill(forbidden, -torch.inf)
         if self._processors:
             seen = torch.tensor([[*prompt, *tokens]], device=scores.device)
             scores = self._processors(seen, scores)
-        if forbidden is not None:
-            scores[:, forbidden] = -torch.inf
         if not self._draws:
             return int(scores.argmax())
         probabilities = torch.softmax(scores, -1)

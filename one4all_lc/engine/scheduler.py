@@ -38,6 +38,7 @@ class Job:
         handle: Where the answer goes.
         submitted: `time.monotonic()` of the submission.
         max_tokens: Tokens that its answer may have, the context's room considered.
+        closing: After so many tokens an answer of a form is brought to its end.
         arrival: Its number in the order of arrival.
         overtaken: How many that came later have started before it.
         slot: Its row in the key/value cache once it runs.
@@ -53,6 +54,7 @@ class Job:
     handle: Handle
     submitted: float
     max_tokens: int
+    closing: int = 0
     arrival: int = 0
     overtaken: int = 0
     slot: int = -1

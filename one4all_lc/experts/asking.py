@@ -12,8 +12,8 @@ from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import run_in_executor
+from langchain_core.runnables import Runnable, RunnableConfig
+from langchain_core.runnables.config import get_config_list, run_in_executor
 from pydantic import Field, SkipValidation
 
 from one4all_lc.engine.engine import Engine
@@ -79,7 +79,7 @@ class EngineChatModel(BaseChatModel):
     def _wide(
         self, config: RunnableConfig | Sequence[RunnableConfig] | None, count: int
     ) -> list[RunnableConfig]:
-        configs = config if isinstance(config, Sequence) else [config or {}] * count
+        configs = get_config_list(config, count)
         return [{"max_concurrency": self.engine.max_rows, **item} for item in configs]
 
     def stream(
@@ -145,7 +145,8 @@ class EngineChatModel(BaseChatModel):
         announce(run_manager, choice)
         choice, messages = self._consult(choice, messages, stop, kwargs)
         if choice.other is not None:
-            output = choice.other.invoke(messages, child_config(run_manager))
+            other = _bound(choice.other, stop, kwargs)
+            output = other.invoke(messages, child_config(run_manager))
             return _result(as_message(output, choice.facts))
         handle = self._submit(choice.experts, messages, stop, kwargs)
         try:
@@ -164,7 +165,9 @@ class EngineChatModel(BaseChatModel):
         await aannounce(run_manager, choice)
         choice, messages = await self._aconsult(choice, messages, stop, kwargs)
         if choice.other is not None:
-            output = await choice.other.ainvoke(messages, child_config(run_manager))
+            output = await _bound(choice.other, stop, kwargs).ainvoke(
+                messages, child_config(run_manager)
+            )
             return _result(as_message(output, choice.facts))
         (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         try:
@@ -185,7 +188,9 @@ class EngineChatModel(BaseChatModel):
         choice, messages = self._consult(choice, messages, stop, kwargs)
         if choice.other is not None:
             said: set[str] = set()  # what the other one has said of itself
-            for output in choice.other.stream(messages, child_config(run_manager)):
+            for output in _bound(choice.other, stop, kwargs).stream(
+                messages, child_config(run_manager)
+            ):
                 told = as_chunk(output)
                 said |= told.response_metadata.keys()
                 yield ChatGenerationChunk(message=told)
@@ -215,7 +220,9 @@ class EngineChatModel(BaseChatModel):
         choice, messages = await self._aconsult(choice, messages, stop, kwargs)
         if choice.other is not None:
             said: set[str] = set()
-            async for output in choice.other.astream(messages, child_config(run_manager)):
+            async for output in _bound(choice.other, stop, kwargs).astream(
+                messages, child_config(run_manager)
+            ):
                 told = as_chunk(output)
                 said |= told.response_metadata.keys()
                 yield ChatGenerationChunk(message=told)
@@ -294,9 +301,7 @@ class EngineChatModel(BaseChatModel):
         message.usage_metadata = _usage(choice, completion)
         return _result(message)
 
-    def _metadata(self, choice: Choice, completion: Completion | None = None) -> dict[str, Any]:
-        if completion is None:  # who has answered says more of itself
-            return choice.facts
+    def _metadata(self, choice: Choice, completion: Completion) -> dict[str, Any]:
         return {
             "model_name": choice.name,
             "model_provider": "one4all",
@@ -375,6 +380,19 @@ def _usage_of(completion: Completion) -> UsageMetadata:
         total_tokens=completion.prompt_tokens + len(completion.tokens),
         input_token_details=InputTokenDetails(cache_read=completion.cached_tokens),
     )
+
+
+def _bound(
+    other: Runnable[Any, Any], stop: list[str] | None, settings: Mapping[str, Any]
+) -> Runnable[Any, Any]:
+    """Return who answers in the engine's place with the tools and the form asked of the answer."""
+    if not isinstance(other, BaseChatModel):
+        return other
+    kept = {name: settings[name] for name in OPTIONS if settings.get(name) is not None}
+    if stop:
+        kept["stop"] = stop
+    tools = kept.pop("tools", None)
+    return other.bind_tools(tools, **kept) if tools else other.bind(**kept)
 
 
 def _may_call(settings: Mapping[str, Any]) -> bool:

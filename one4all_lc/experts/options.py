@@ -45,14 +45,16 @@ class Options:
             raise InvalidInput(msg)
         if form is None:
             many = settings.get("parallel_tool_calls") is not False
-            grammar = calling(tools, must=must, many=many and not must) if tools else None
+            grammar = calling(tools, must=must, many=many) if tools else None
             return cls(tools, grammar)
         if must:
             msg = "tool_choice and response_format ask for different answers: give one of them."
             raise InvalidInput(msg)
         schema = _schema(form)
         instruction = _FORM.format(schema=json.dumps(schema, ensure_ascii=False))
-        return cls(tools, Grammar.json_schema(schema), instruction)
+        if tools:
+            return cls(tools, calling(tools, must=False, schema=schema), instruction)
+        return cls(grammar=Grammar.json_schema(schema), instruction=instruction)
 
 
 def _schema(form: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.messages import AIMessage, AIMessageChunk, ToolCall
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.utils.function_calling import convert_to_openai_tool
+from langchain_core.utils.json_schema import dereference_refs
 
 from one4all_lc.engine.grammar import Grammar, json_rule
 from one4all_lc.errors import InvalidInput
@@ -46,8 +47,9 @@ _HEAD = re.compile(r'\s*\{"name": *("(?:[^"\\]|\\.)*"), *"arguments": *')
 
 
 def knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether a tokenizer's chat template renders tools itself."""
-    return "tools" in str(tokenizer.chat_template or "")
+    """Whether a tokenizer's chat template renders tools, with calls as they are read here."""
+    template = str(tokenizer.chat_template or "")
+    return "tools" in template and OPEN in template
 
 
 def described(tools: Sequence[Tool]) -> str:
@@ -92,19 +94,28 @@ def chosen(tools: Sequence[Any], choice: Any) -> tuple[list[Tool], bool]:
     return named, True
 
 
-def calling(tools: Sequence[Tool], *, must: bool, many: bool = True) -> Grammar:
+def calling(
+    tools: Sequence[Tool],
+    *,
+    must: bool,
+    many: bool = True,
+    schema: Mapping[str, Any] | None = None,
+) -> Grammar:
     """Return the form of an answer that may, or must, call tools.
 
     Args:
         tools: Those that may be called.
-        must: Whether the answer is calls alone.
-        many: Whether it may be several.
+        must: Whether the answer is one call alone.
+        many: Whether an answer that may call may do so several times.
+        schema: Of an answer that calls none; None for plain text.
     """
     schemas = [_call_schema(tool["function"]) for tool in tools]
     rule = json_rule(schemas[0] if len(schemas) == 1 else {"anyOf": schemas})
+    if schema is not None:
+        form = f"form: {json_rule(schema)}"
+        return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}" | form\ncall: {rule}\n{form}\n')
     if must:
-        more = f' ("\\n{OPEN}\\n" call "\\n{CLOSE}")*' if many else ""
-        return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}"{more}\ncall: {rule}\n')
+        return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}"\ncall: {rule}\n')
     # Any text, until a call begins: what follows then is one of the tools'.
     start = "(begun call ending)* TEXT" if many else "TEXT | begun call ending REST"
     rest = "" if many else f"REST: /(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/\n"
@@ -112,12 +123,16 @@ def calling(tools: Sequence[Tool], *, must: bool, many: bool = True) -> Grammar:
         f"start: {start}\n{rest}"
         f'begun[lazy]: TEXT "{OPEN}"\n'
         f'ending: "\\n{CLOSE}"\n'
-        f'call: "\\n" body\nbody: {rule}\nTEXT: /(.|\\n)*/\n'
+        f'call: "\\n" body\nbody: {rule}\nTEXT: /(.|\\n)*/\n',
+        after=OPEN,
     )
 
 
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function.get("parameters") or {"type": "object", "properties": {}}
+    # What is referred to would lie elsewhere in the schema of a call.
+    arguments = dereference_refs(dict(arguments))
+    arguments.pop("$defs", None)
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": arguments},

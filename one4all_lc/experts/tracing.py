@@ -64,7 +64,7 @@ def _note(run: AnyRun, choice: Choice) -> None:
     facts = {key: value for key, value in choice.facts.items() if value is not None}
     for traced in _traced(run):
         traced.add_metadata({f"one4all_{key}": value for key, value in facts.items()})
-        traced.add_tags([f"expert:{choice.name}"])
+        traced.add_tags([f"expert:{facts['expert']}"])
 
 
 def _traced(run: AnyRun) -> Iterator[Any]:

@@ -78,13 +78,13 @@ class Route:
     def explain(self) -> str:
         """Say in one sentence why the route is what it is."""
         if self.in_scope is None or self.threshold is None:
-            return "No expert is in use, so the base answers."
+            return "No expert is in use."
         best, near = self.experts[0], self.nearest[0]
         if self.reason == "removed":
-            return f"{best.name} was taken out of use meanwhile, so the base answers."
+            return f"{best.name} was taken out of use meanwhile."
         facts = f"the nearest exemplar is {near.text!r} of {near.expert} ({near.similarity:.2f})"
         relation = "under" if self.abstained else "at or over"
         scores = f"in-scope score {self.in_scope:.2f} {relation} the threshold {self.threshold:.2f}"
         if self.abstained:
-            return f"No expert takes it, so the base answers: {facts}; {scores} of {best.name}."
+            return f"No expert takes it: {facts}; {scores} of {best.name}."
         return f"It goes to {best.name} ({best.probability:.0%}): {facts}; {scores}."
