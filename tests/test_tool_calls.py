@@ -310,7 +310,7 @@ async def test_an_agent_calls_a_tool_and_answers_with_its_result(ask):
         result = asked.prompt.rpartition("<tool_response>\n")[2].partition("\n")[0]
         return f"It is {result}." if "<tool_response>" in asked.prompt else call()
 
-    for template in (None, NATIVE.replace("<tool_call>", "<tool_response>\nnative\n")):
+    for template in (None, NATIVE.replace("<tool_call>", "<tool_call><tool_response>\nnative\n")):
         agent = create_agent(ask(answer, template), [add, now])
         asked = {"messages": [("human", "1 and 2?")]}
         for state in (agent.invoke(asked), await agent.ainvoke(asked)):
