@@ -7,10 +7,13 @@ from operator import add as plus
 import pytest
 from langchain.agents import create_agent
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
+from pydantic import BaseModel
 
 from one4all_lc import ChatExpert
 from one4all_lc.errors import InvalidInput
+from one4all_lc.experts.asking import _bound
 from one4all_lc.experts.messages import prompt_of, to_turns
 from one4all_lc.experts.tool_calls import CallReader, chosen, read_answer
 from one4all_lc.testing import FakeEngine, fake_library
@@ -319,3 +322,25 @@ async def test_an_agent_calls_a_tool_and_answers_with_its_result(ask):
             assert state["messages"][2].content == "3"
             said = state["messages"][3].content
             assert said == ("It is native." if template else "It is 3.")
+
+
+def test_an_agent_with_tools_answers_in_a_form(ask):
+    """Else tools would be out of reach as soon as an answer must have a form."""
+
+    class Sum(BaseModel):
+        total: int
+
+    def answer(asked):
+        return '{"total": 3}' if "<tool_response>" in asked.prompt else call()
+
+    agent = create_agent(ask(answer), [add], response_format=Sum)
+    state = agent.invoke({"messages": [("human", "1 and 2?")]})
+    assert [message.type for message in state["messages"]][:3] == ["human", "ai", "tool"]
+    assert state["structured_response"] == Sum(total=3)
+
+
+def test_a_model_in_the_engines_place_gets_the_tools(ask):
+    """A larger model as a fallback could not call what was bound."""
+    bound = _bound(ask(call()), ["never"], {"tools": [add], "tool_choice": "any"})
+    assert [item["name"] for item in bound.invoke("1 and 2?").tool_calls] == ["add"]
+    assert _bound(RunnableLambda(len), None, {}).invoke("four") == 4
