@@ -3,7 +3,7 @@
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.globals import set_llm_cache
-from langchain_core.messages import ChatMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.messages import ChatMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -186,7 +186,6 @@ def test_neighbours_of_one_role_are_merged_and_system_messages_come_first():
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (ToolMessage("b", tool_call_id="1"), "ToolMessage"),
         (ChatMessage("b", role="narrator"), "ChatMessage"),
         (HumanMessage([{"type": "image", "url": "x"}]), "block of type 'image'"),
     ],

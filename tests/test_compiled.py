@@ -43,6 +43,16 @@ def test_rotations(dtype, tokens, heads, size):
     )
 
 
+def test_a_batch_turns_like_its_rows(dtype):
+    x = torch.randn(3, 4, 2, 16).to(dtype).transpose(1, 2)
+    for rows in (1, 3):
+        cos, sin = torch.rand(2, rows, 4, 16).to(dtype)
+        found = rotary._turned(x, cos, sin)
+        for i in range(3):
+            own = slice(i, i + 1) if rows > 1 else slice(0, 1)
+            assert torch.equal(found[i], rotation.rotate(x[i : i + 1], cos[own], sin[own])[0])
+
+
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_writing_into_slots(dtype, tokens):
     x = torch.randn(1, tokens, 3, 16).to(dtype).transpose(1, 2)

@@ -46,17 +46,26 @@ def _fused(apply: Apply) -> Apply:
     ) -> tuple[Tensor, Tensor]:
         if more or named or not all(_fits(x, cos) for x in (q, k)):
             return apply(q, k, cos, sin, *more, **named)
-        return rotate(q, cos, sin), rotate(k, cos, sin)
+        return _turned(q, cos, sin), _turned(k, cos, sin)
 
     return turn
 
 
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the heads of every row of a batch; the engine's forwards have one."""
+    if x.shape[0] == 1:
+        return rotate(x, cos, sin)
+    angles = zip(cos.expand(x.shape[0], -1, -1), sin.expand(x.shape[0], -1, -1), strict=True)
+    rows = zip(x, angles, strict=True)
+    return torch.cat([rotate(row[None], c[None], s[None]) for row, (c, s) in rows])
+
+
 def _fits(x: Tensor, cos: Tensor) -> bool:
-    """Whether the kernel takes a tensor: one row, heads that lie as it reads them."""
+    """Whether the kernel takes a tensor: heads that lie as it reads them."""
     return (
-        x.shape[0] == 1
-        and x.stride(3) == 1
+        x.stride(3) == 1
         and (x.shape[2], x.shape[3]) == cos.shape[1:]
+        and cos.shape[0] in (1, x.shape[0])
         and x.dtype == cos.dtype
         and cos.is_contiguous()
         and runs(x.device, x.dtype)
