@@ -6,9 +6,9 @@ from operator import add as plus
 
 import chromadb
 
-from one4all_lc import SemanticRouter
+from one4all_lc import One4All, SemanticRouter
 from one4all_lc.routing.route import Candidate, Route
-from one4all_lc.testing import FakeEmbeddings, FakeEngine
+from one4all_lc.testing import FakeEmbeddings, FakeEngine, fake_library
 
 LIKELY = {"sql": 0.6, "law": 0.3, "art": 0.08, "tax": 0.02}
 ASK = "What is a lien?"
@@ -62,3 +62,8 @@ async def every_way(model, question=ASK, **settings):
         reduce(plus, list(model.stream(question, **settings))),
         reduce(plus, [chunk async for chunk in model.astream(question, **settings)]),
     ]
+
+
+def deciding(engine, likely=LIKELY, **settings):
+    """A One4All on an engine, whose router finds what it is told to."""
+    return One4All(engine=engine, router=Decided(fake_library(*LIKELY), likely), **settings)

@@ -17,7 +17,7 @@ def dtype(request):
     return request.param
 
 
-def close(found, expected):
+def assert_close(found, expected):
     assert found.shape == expected.shape
     error = (found.double() - expected).norm() / expected.norm()
     assert error < TYPES[found.dtype], f"{float(error):.2e}"
@@ -27,8 +27,8 @@ def close(found, expected):
 def test_norms(dtype, shape):
     x, gain = torch.randn(shape).to(dtype), torch.rand(shape[-1]).to(dtype)
     expected = functional.rms_norm(x.double(), shape[-1:], gain.double(), 1e-5)
-    close(norm.rms_norm(x, gain, 1e-5), expected)
-    close(norm.rms_norm(x.transpose(0, -2), gain, 1e-5), expected.transpose(0, -2))
+    assert_close(norm.rms_norm(x, gain, 1e-5), expected)
+    assert_close(norm.rms_norm(x.transpose(0, -2), gain, 1e-5), expected.transpose(0, -2))
 
 
 @pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 9, 64), (5, 2, 16), (300, 3, 20)])
@@ -38,7 +38,7 @@ def test_rotations(dtype, tokens, heads, size):
     cos, sin = torch.rand(2, 1, tokens, size).to(dtype)
     wide = x.double()
     turned = torch.cat((-wide[..., size // 2 :], wide[..., : size // 2]), -1)
-    close(
+    assert_close(
         rotation.rotate(x, cos, sin), wide * cos.double()[:, None] + turned * sin.double()[:, None]
     )
 
@@ -87,7 +87,7 @@ def test_attention(dtype, heads, key_heads, size, width):
         expected = functional.scaled_dot_product_attention(
             query[i, :, None].double(), *parts, scale=0.3
         )
-        close(found[i], expected[:, 0])
+        assert_close(found[i], expected[:, 0])
         only = slice(i, i + 1)
         alone = attend(query[only], keys, values, rows[only], positions[only], width=width)
         assert torch.equal(alone[0], found[i]), "a row depends on its company"
@@ -131,7 +131,7 @@ def test_adapters(dtype, rank, read):
     expected, bare, again = y.double(), y[0].clone(), y.clone()
     expected[1:, 3:23] += 0.5 * x[1:].double() @ a.double().T @ b.double()
     lora.add(x, y, units, 0, rank)
-    close(y, expected)
+    assert_close(y, expected)
     assert torch.equal(y[0], bare)
     lora.add(x, again, torch.tensor([[3, 1, pair.data_ptr(), 2, read]]), 0, rank)
     assert torch.equal(again[3], y[3]), "a row depends on its company"

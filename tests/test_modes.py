@@ -1,16 +1,17 @@
 """Who answers in each mode, and who where the router abstains."""
 
 import threading
+from functools import partial
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.runnables import RunnableLambda
 from langchain_core.tools import tool
 
-from one4all_lc import ChatExpert, One4All
+from one4all_lc import ChatExpert
 from one4all_lc.errors import Abstained, InvalidInput
 from one4all_lc.testing import fake_library
-from tests.fakes import ASK, LIKELY, NOBODYS, Decided, Spied, every_way
+from tests.fakes import ASK, NOBODYS, Spied, deciding, every_way
 
 
 @pytest.fixture
@@ -23,12 +24,7 @@ def engine():
 @pytest.fixture
 def make(engine):
     """Return a function that makes a One4All whose router finds what it is told to."""
-
-    def made(likely=LIKELY, **settings):
-        library = fake_library(*LIKELY)
-        return One4All(engine=engine, router=Decided(library, likely), **settings)
-
-    return made
+    return partial(deciding, engine)
 
 
 async def test_best_asks_the_likeliest_expert_alone(make, engine):

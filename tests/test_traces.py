@@ -1,5 +1,7 @@
 """Whoever watches a run is told who answers; caches keep apart what answers differently."""
 
+from functools import partial
+
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
@@ -11,7 +13,7 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 
 from one4all_lc import ChatExpert, One4All
 from one4all_lc.testing import fake_expert, fake_library
-from tests.fakes import ASK, LIKELY, NOBODYS, Decided, Spied
+from tests.fakes import ASK, LIKELY, NOBODYS, Decided, Spied, deciding
 
 
 @pytest.fixture
@@ -24,12 +26,7 @@ def engine():
 @pytest.fixture
 def make(engine):
     """Return a function that makes a One4All whose router finds what it is told to."""
-
-    def made(likely=LIKELY, **settings):
-        library = fake_library(*LIKELY)
-        return One4All(engine=engine, router=Decided(library, likely), **settings)
-
-    return made
+    return partial(deciding, engine)
 
 
 class Watcher(BaseCallbackHandler):

@@ -186,13 +186,7 @@ class Packer:
     def segments(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
     ) -> list[Segment]:
-        """Return what adapters add to the tokens of a forward.
-
-        Args:
-            rows: Each (number of tokens, mixture), one after another.
-            adapters: Every adapter that the rows name, by identity.
-            decoding: The first so many rows have one token each, which is decoded.
-        """
+        """Return what adapters add to the tokens of a forward; see `planning.Planner.plan`."""
         segments = self._decoding([mixture for _, mixture in rows[:decoding]], adapters)
         first = decoding
         for mixture, prompts in itertools.groupby(rows[decoding:], lambda row: row[1]):

@@ -118,13 +118,7 @@ class Tables:
     def segments(
         self, rows: Sequence[tuple[int, Mixture]], adapters: AdaptersById, decoding: int
     ) -> list[Segment]:
-        """Return what adapters add to the tokens of a forward.
-
-        Args:
-            rows: Each (number of tokens, mixture), one after another.
-            adapters: Every adapter that the rows name, by identity.
-            decoding: The first so many rows have one token each, which is decoded.
-        """
+        """Return what adapters add to the tokens of a forward; see `planning.Planner.plan`."""
         units: list[tuple[int, ...]] = []
         tables: list[Table] = []
         first = 0

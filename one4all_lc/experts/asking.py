@@ -1,17 +1,14 @@
 """How a chat model of this package answers: choose, ask the engine, hand out what comes."""
 
 import asyncio
-import functools
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
-from langchain_core.messages.ai import InputTokenDetails, UsageMetadata, add_usage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import get_config_list, run_in_executor
 from pydantic import Field, SkipValidation
@@ -19,13 +16,12 @@ from pydantic import Field, SkipValidation
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Completion
-from one4all_lc.experts.choice import Choice, as_chunk, as_message, joined
-from one4all_lc.experts.messages import role_of
+from one4all_lc.experts.choice import Choice, as_chunk, as_message
 from one4all_lc.experts.options import OPTIONS
+from one4all_lc.experts.replies import chunks_of, consulted, last_chunk, result_of, usage
 from one4all_lc.experts.tool_calls import CallReader, chosen, read_answer
 from one4all_lc.experts.tracing import RUN, aannounce, announce, child_config, current, streamed_run
 from one4all_lc.folder import Expert
-from one4all_lc.routing.question import question_of
 
 
 class EngineChatModel(BaseChatModel):
@@ -147,7 +143,7 @@ class EngineChatModel(BaseChatModel):
         if choice.other is not None:
             other = _bound(choice.other, stop, kwargs)
             output = other.invoke(messages, child_config(run_manager))
-            return _result(as_message(output, choice.facts))
+            return result_of(as_message(output, choice.facts))
         handle = self._submit(choice.experts, messages, stop, kwargs)
         try:
             return self._answer(choice, handle.result(), kwargs)
@@ -168,7 +164,7 @@ class EngineChatModel(BaseChatModel):
             output = await _bound(choice.other, stop, kwargs).ainvoke(
                 messages, child_config(run_manager)
             )
-            return _result(as_message(output, choice.facts))
+            return result_of(as_message(output, choice.facts))
         (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         try:
             return self._answer(choice, await handle.aresult(), kwargs)
@@ -194,16 +190,16 @@ class EngineChatModel(BaseChatModel):
                 told = as_chunk(output)
                 said |= told.response_metadata.keys()
                 yield ChatGenerationChunk(message=told)
-            yield _last({key: item for key, item in choice.facts.items() if key not in said})
+            yield last_chunk({key: item for key, item in choice.facts.items() if key not in said})
             return
         handle = self._submit(choice.experts, messages, stop, kwargs)
         reader = CallReader() if _may_call(kwargs) else None
         try:
             for piece in handle:
-                yield from _chunks(reader, piece.text)
-            yield from _chunks(reader, None)
+                yield from chunks_of(reader, piece.text)
+            yield from chunks_of(reader, None)
             completion = handle.result()
-            yield _last(self._metadata(choice, completion), _usage(choice, completion))
+            yield last_chunk(self._metadata(choice, completion), usage(choice, completion))
         finally:  # a consumer that stops reading frees the row
             handle.cancel()
 
@@ -226,18 +222,18 @@ class EngineChatModel(BaseChatModel):
                 told = as_chunk(output)
                 said |= told.response_metadata.keys()
                 yield ChatGenerationChunk(message=told)
-            yield _last({key: item for key, item in choice.facts.items() if key not in said})
+            yield last_chunk({key: item for key, item in choice.facts.items() if key not in said})
             return
         (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         reader = CallReader() if _may_call(kwargs) else None
         try:
             async for piece in handle:
-                for chunk in _chunks(reader, piece.text):
+                for chunk in chunks_of(reader, piece.text):
                     yield chunk
-            for chunk in _chunks(reader, None):
+            for chunk in chunks_of(reader, None):
                 yield chunk
             completion = await handle.aresult()
-            yield _last(self._metadata(choice, completion), _usage(choice, completion))
+            yield last_chunk(self._metadata(choice, completion), usage(choice, completion))
         finally:
             handle.cancel()
 
@@ -255,7 +251,7 @@ class EngineChatModel(BaseChatModel):
         finally:
             for handle in handles:
                 handle.cancel()
-        return _consulted(choice, messages, completions)
+        return consulted(choice, messages, completions)
 
     async def _aconsult(
         self,
@@ -271,7 +267,7 @@ class EngineChatModel(BaseChatModel):
         finally:
             for handle in handles:
                 handle.cancel()
-        return _consulted(choice, messages, completions)
+        return consulted(choice, messages, completions)
 
     def _ask_each(
         self,
@@ -298,8 +294,8 @@ class EngineChatModel(BaseChatModel):
         text = completion.text
         message = read_answer(text) if _may_call(settings) else AIMessage(text)
         message.response_metadata = self._metadata(choice, completion)
-        message.usage_metadata = _usage(choice, completion)
-        return _result(message)
+        message.usage_metadata = usage(choice, completion)
+        return result_of(message)
 
     def _metadata(self, choice: Choice, completion: Completion) -> dict[str, Any]:
         return {
@@ -327,59 +323,6 @@ def _cancel_all(future: "asyncio.Future[list[Handle]]") -> None:
     if not future.cancelled() and future.exception() is None:
         for handle in future.result():
             handle.cancel()
-
-
-def _consulted(
-    choice: Choice, messages: list[BaseMessage], completions: Sequence[Completion]
-) -> tuple[Choice, list[BaseMessage]]:
-    """Return who writes the one answer, and what is asked of it."""
-    if not choice.consulted:
-        return choice, messages
-    names = [expert.name for expert in choice.consulted]
-    answers = {name: done.text for name, done in zip(names, completions, strict=True)}
-    asked = joined(question_of(messages), answers)
-    spent = functools.reduce(add_usage, map(_usage_of, completions))
-    choice = replace(choice, metadata={**choice.metadata, "answers": answers}, spent=spent)
-    last = max(i for i, item in enumerate(messages) if role_of(item) == "user")
-    return choice, [*messages[:last], HumanMessage(asked), *messages[last + 1 :]]
-
-
-def _chunks(reader: CallReader | None, text: str | None) -> Iterator[ChatGenerationChunk]:
-    """Return what a reader can hand out of a text; None is its end."""
-    if reader is not None:
-        read = reader.finish() if text is None else reader.push(text)
-        yield from (ChatGenerationChunk(message=message) for message in read)
-    elif text:
-        yield ChatGenerationChunk(message=AIMessageChunk(content=text))
-
-
-def _last(metadata: Mapping[str, Any], usage: UsageMetadata | None = None) -> ChatGenerationChunk:
-    """Return the last chunk: it alone carries usage, since merged chunks add theirs up."""
-    message = AIMessageChunk(
-        content="",
-        response_metadata=dict(metadata),
-        usage_metadata=usage,
-        chunk_position="last",
-    )
-    return ChatGenerationChunk(message=message)
-
-
-def _result(message: AIMessage) -> ChatResult:
-    return ChatResult(generations=[ChatGeneration(message=message)])
-
-
-def _usage(choice: Choice, completion: Completion) -> UsageMetadata:
-    """Return what an answer took, with those that it was made of."""
-    return add_usage(choice.spent, _usage_of(completion))
-
-
-def _usage_of(completion: Completion) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=completion.prompt_tokens,
-        output_tokens=len(completion.tokens),
-        total_tokens=completion.prompt_tokens + len(completion.tokens),
-        input_token_details=InputTokenDetails(cache_read=completion.cached_tokens),
-    )
 
 
 def _bound(
