@@ -15,7 +15,8 @@ from one4all_lc import ChatExpert
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.asking import _bound
 from one4all_lc.experts.messages import prompt_of, to_turns
-from one4all_lc.experts.tool_calls import CallReader, chosen, read_answer
+from one4all_lc.experts.reading import CallReader, read
+from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.testing import FakeEngine, fake_library
 
 NATIVE = (
@@ -102,7 +103,7 @@ ANSWERS = {
 )
 def test_an_answer_is_read_alike_wherever_the_stream_cuts_it(text):
     """Streaming and `invoke` would tell an agent different things."""
-    whole = facts(read_answer(text))
+    whole = facts(read(CallReader(), text))
     assert facts(read_in(text)) == whole
     for i in range(len(text)):
         assert facts(read_in([text[:i], text[i:]])) == whole, f"cut at {i}"
@@ -127,7 +128,7 @@ def test_an_answer_is_read_alike_wherever_the_stream_cuts_it(text):
 )
 def test_text_and_calls_are_told_apart(name, content, calls):
     """A tool would run with other arguments than were written, or markup would reach a reader."""
-    message = read_answer(ANSWERS[name])
+    message = read(CallReader(), ANSWERS[name])
     assert facts(message) == (content, calls, [])
     assert len({item["id"] for item in message.tool_calls}) == len(calls), "results find their call"
 
@@ -135,7 +136,7 @@ def test_text_and_calls_are_told_apart(name, content, calls):
 @pytest.mark.parametrize("name", ["broken", "no json", "no object"])
 def test_what_is_no_call_is_an_invalid_one(name):
     """A tool would run with made-up arguments, or the answer would vanish."""
-    message = read_answer(ANSWERS[name])
+    message = read(CallReader(), ANSWERS[name])
     assert not message.content
     assert not message.tool_calls
     (invalid,) = message.invalid_tool_calls
@@ -155,7 +156,7 @@ def test_what_is_no_call_is_an_invalid_one(name):
 )
 def test_a_call_that_was_cut_off_is_invalid(text):
     """A stop text or the context's end in an amount of 1000 would pay 1."""
-    for message in (read_answer(text), read_in(text)):
+    for message in (read(CallReader(), text), read_in(text)):
         assert not message.tool_calls
         assert len(message.invalid_tool_calls) == 1
 
@@ -168,7 +169,7 @@ def test_words_before_and_after_calls_keep_their_spaces():
 
 def test_a_closing_tag_in_an_argument_is_text():
     """An agent that writes about tool calls would call with half an argument."""
-    message = read_answer(call("say", '{"text": "ends with </tool_call> here"}'))
+    message = read(CallReader(), call("say", '{"text": "ends with </tool_call> here"}'))
     assert facts(message) == ("", [("say", {"text": "ends with </tool_call> here"})], [])
 
 

@@ -144,7 +144,9 @@ class Engine:
         job.sampler = Sampler(
             request.sampling, self.base.device, self._end_tokens, matcher, job.closing
         )
-        job.text = TextStream(self.base.tokenizer, request.sampling.stop)
+        job.text = TextStream(
+            self.base.tokenizer, request.sampling.stop, special_tokens=request.special_tokens
+        )
         if self.closed:
             raise EngineClosed(CLOSED)
         limits = [item for item in (patience, request.timeout) if item is not None]

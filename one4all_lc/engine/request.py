@@ -22,6 +22,8 @@ class Request:
         timeout: Seconds from submission within which the answer must be whole; None sets no limit.
         grammar: The form that the answer must have. To become whole it may take some tokens more
             than `sampling.max_tokens`.
+        special_tokens: Whether the tokenizer's special tokens stand in the text, for who reads by
+            them.
 
     Raises:
         InvalidInput: The timeout is not a number above 0.
@@ -32,6 +34,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     timeout: float | None = None
     grammar: Grammar | None = None
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         timeout = self.timeout

@@ -18,12 +18,20 @@ class TextStream:
     Args:
         tokenizer: The base's tokenizer.
         stop: The texts that end the answer.
+        special_tokens: Whether the tokenizer's special tokens stand in the text.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", stop: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        stop: Sequence[str],
+        *,
+        special_tokens: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._stop = stop
-        self._decoding = DecodeStream(skip_special_tokens=True)
+        self._skipping = not special_tokens
+        self._decoding = DecodeStream(skip_special_tokens=self._skipping)
         self._tokens: list[int] = []
         self._decoded = ""
         self._given = 0
@@ -39,7 +47,7 @@ class TextStream:
     def finish(self) -> str:
         """Return what is left, an incomplete character included as the tokenizer decodes it."""
         if not self.stopped:
-            whole = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+            whole = self._tokenizer.decode(self._tokens, skip_special_tokens=self._skipping)
             if whole.startswith(self._decoded):
                 self._decoded = whole
         return self._release(final=True)

@@ -14,12 +14,10 @@ from langchain_core.runnables.config import get_config_list, run_in_executor
 from pydantic import Field, SkipValidation
 
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Completion
 from one4all_lc.experts.choice import Choice, as_chunk, as_message
 from one4all_lc.experts.options import OPTIONS
-from one4all_lc.experts.replies import chunks_of, consulted, last_chunk, result_of, usage
-from one4all_lc.experts.tool_calls import CallReader, chosen, read_answer
+from one4all_lc.experts.replies import Reply, consulted, last_chunk, result_of, usage
 from one4all_lc.experts.tracing import RUN, aannounce, announce, child_config, current, streamed_run
 from one4all_lc.folder import Expert
 
@@ -48,7 +46,7 @@ class EngineChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None,
         settings: Mapping[str, Any],
-    ) -> Handle:
+    ) -> Reply:
         """Render, and hand the request to the engine."""
 
     def batch(
@@ -144,11 +142,11 @@ class EngineChatModel(BaseChatModel):
             other = _bound(choice.other, stop, kwargs)
             output = other.invoke(messages, child_config(run_manager))
             return result_of(as_message(output, choice.facts))
-        handle = self._submit(choice.experts, messages, stop, kwargs)
+        reply = self._submit(choice.experts, messages, stop, kwargs)
         try:
-            return self._answer(choice, handle.result(), kwargs)
+            return self._answer(choice, reply, reply.handle.result())
         finally:
-            handle.cancel()
+            reply.handle.cancel()
 
     async def _agenerate(
         self,
@@ -165,11 +163,11 @@ class EngineChatModel(BaseChatModel):
                 messages, child_config(run_manager)
             )
             return result_of(as_message(output, choice.facts))
-        (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
+        (reply,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         try:
-            return self._answer(choice, await handle.aresult(), kwargs)
+            return self._answer(choice, reply, await reply.handle.aresult())
         finally:
-            handle.cancel()
+            reply.handle.cancel()
 
     def _stream(
         self,
@@ -192,16 +190,13 @@ class EngineChatModel(BaseChatModel):
                 yield ChatGenerationChunk(message=told)
             yield last_chunk({key: item for key, item in choice.facts.items() if key not in said})
             return
-        handle = self._submit(choice.experts, messages, stop, kwargs)
-        reader = CallReader() if _may_call(kwargs) else None
+        reply = self._submit(choice.experts, messages, stop, kwargs)
         try:
-            for piece in handle:
-                yield from chunks_of(reader, piece.text)
-            yield from chunks_of(reader, None)
-            completion = handle.result()
+            yield from reply.chunks()
+            completion = reply.handle.result()
             yield last_chunk(self._metadata(choice, completion), usage(choice, completion))
         finally:  # a consumer that stops reading frees the row
-            handle.cancel()
+            reply.handle.cancel()
 
     async def _astream(
         self,
@@ -224,18 +219,14 @@ class EngineChatModel(BaseChatModel):
                 yield ChatGenerationChunk(message=told)
             yield last_chunk({key: item for key, item in choice.facts.items() if key not in said})
             return
-        (handle,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
-        reader = CallReader() if _may_call(kwargs) else None
+        (reply,) = await _in_thread(lambda: [self._submit(choice.experts, messages, stop, kwargs)])
         try:
-            async for piece in handle:
-                for chunk in chunks_of(reader, piece.text):
-                    yield chunk
-            for chunk in chunks_of(reader, None):
+            async for chunk in reply.achunks():
                 yield chunk
-            completion = await handle.aresult()
+            completion = await reply.handle.aresult()
             yield last_chunk(self._metadata(choice, completion), usage(choice, completion))
         finally:
-            handle.cancel()
+            reply.handle.cancel()
 
     def _consult(
         self,
@@ -245,13 +236,12 @@ class EngineChatModel(BaseChatModel):
         settings: Mapping[str, Any],
     ) -> tuple[Choice, list[BaseMessage]]:
         """Let the experts that are consulted answer, in one batch, and ask for one answer."""
-        handles = self._ask_each(choice, messages, stop, settings)
+        replies = self._ask_each(choice, messages, stop, settings)
         try:
-            completions = [handle.result() for handle in handles]
+            answers = [(reply, reply.handle.result()) for reply in replies]
         finally:
-            for handle in handles:
-                handle.cancel()
-        return consulted(choice, messages, completions)
+            _cancel(replies)
+        return consulted(choice, messages, answers)
 
     async def _aconsult(
         self,
@@ -261,13 +251,12 @@ class EngineChatModel(BaseChatModel):
         settings: Mapping[str, Any],
     ) -> tuple[Choice, list[BaseMessage]]:
         asked = (choice, messages, stop, settings)
-        handles = await _in_thread(self._ask_each, *asked) if choice.consulted else []
+        replies = await _in_thread(self._ask_each, *asked) if choice.consulted else []
         try:
-            completions = [await handle.aresult() for handle in handles]
+            answers = [(reply, await reply.handle.aresult()) for reply in replies]
         finally:
-            for handle in handles:
-                handle.cancel()
-        return consulted(choice, messages, completions)
+            _cancel(replies)
+        return consulted(choice, messages, answers)
 
     def _ask_each(
         self,
@@ -275,24 +264,20 @@ class EngineChatModel(BaseChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None,
         settings: Mapping[str, Any],
-    ) -> list[Handle]:
+    ) -> list[Reply]:
         """Ask every expert that is consulted; tools and forms are for the last answer alone."""
         plain = {name: value for name, value in settings.items() if name not in OPTIONS}
-        handles: list[Handle] = []
+        replies: list[Reply] = []
         try:
             for expert in choice.consulted:
-                handles.append(self._submit(((expert, 1.0),), messages, stop, plain))
+                replies.append(self._submit(((expert, 1.0),), messages, stop, plain))
         except BaseException:
-            for handle in handles:
-                handle.cancel()
+            _cancel(replies)
             raise
-        return handles
+        return replies
 
-    def _answer(
-        self, choice: Choice, completion: Completion, settings: Mapping[str, Any]
-    ) -> ChatResult:
-        text = completion.text
-        message = read_answer(text) if _may_call(settings) else AIMessage(text)
+    def _answer(self, choice: Choice, reply: Reply, completion: Completion) -> ChatResult:
+        message = reply.message(completion)
         message.response_metadata = self._metadata(choice, completion)
         message.usage_metadata = usage(choice, completion)
         return result_of(message)
@@ -309,20 +294,24 @@ class EngineChatModel(BaseChatModel):
         }
 
 
-async def _in_thread(submit: Callable[..., list[Handle]], *args: Any) -> list[Handle]:
+async def _in_thread(submit: Callable[..., list[Reply]], *args: Any) -> list[Reply]:
     """Submit without blocking the loop; who stops waiting leaves nothing running."""
     future = asyncio.ensure_future(run_in_executor(None, submit, *args))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        future.add_done_callback(_cancel_all)
+        future.add_done_callback(_cancel_submitted)
         raise
 
 
-def _cancel_all(future: "asyncio.Future[list[Handle]]") -> None:
+def _cancel_submitted(future: "asyncio.Future[list[Reply]]") -> None:
     if not future.cancelled() and future.exception() is None:
-        for handle in future.result():
-            handle.cancel()
+        _cancel(future.result())
+
+
+def _cancel(replies: Sequence[Reply]) -> None:
+    for reply in replies:
+        reply.handle.cancel()
 
 
 def _bound(
@@ -336,8 +325,3 @@ def _bound(
         kept["stop"] = stop
     tools = kept.pop("tools", None)
     return other.bind_tools(tools, **kept) if tools else other.bind(**kept)
-
-
-def _may_call(settings: Mapping[str, Any]) -> bool:
-    """Whether an answer may hold tool calls."""
-    return bool(chosen(settings.get("tools") or (), settings.get("tool_choice"))[0])

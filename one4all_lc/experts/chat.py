@@ -12,14 +12,15 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.card import BASE
-from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.asking import EngineChatModel
 from one4all_lc.experts.choice import Choice
 from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import OPTIONS, Options
+from one4all_lc.experts.replies import Reply
 from one4all_lc.experts.structured import Method, structured
+from one4all_lc.experts.templates import reasons
 from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
@@ -117,7 +118,7 @@ class ChatExpert(EngineChatModel):
             tool_calling=True,
             tool_choice=True,
             structured_output=True,
-            reasoning_output=False,
+            reasoning_output=reasons(self.engine.base.tokenizer),
         )
 
     def get_token_ids(self, text: str) -> list[int]:
@@ -209,12 +210,13 @@ class ChatExpert(EngineChatModel):
         messages: list[BaseMessage],
         stop: list[str] | None,
         settings: Mapping[str, Any],
-    ) -> Handle:
+    ) -> Reply:
         """Render, and hand the request to the engine."""
         card = experts[0][0].card if experts else None
-        options = Options.of(settings)
+        tokenizer = self.engine.base.tokenizer
+        options = Options.of(settings, tokenizer)
         prompt = prompt_of(
-            self.engine.base.tokenizer,
+            tokenizer,
             messages,
             card.system_prompt if card else "",
             tools=options.tools,
@@ -222,8 +224,16 @@ class ChatExpert(EngineChatModel):
         )
         sampling = self._sampling(card.generation if card else {}, stop, settings)
         timeout = settings.get("timeout", self.timeout)
-        request = Request(tuple(prompt), tuple(experts), sampling, timeout, options.grammar)
-        return self.engine.submit(request)
+        request = Request(
+            tuple(prompt),
+            tuple(experts),
+            sampling,
+            timeout,
+            options.grammar,
+            special_tokens=options.template is not None,
+        )
+        reader = options.reader(lambda: str(tokenizer.decode(prompt)))
+        return Reply(self.engine.submit(request), reader)
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]

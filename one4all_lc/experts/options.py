@@ -1,15 +1,20 @@
 """What a call asks of its answer beside the words: tools that it may call, a form that it has."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.utils.function_calling import convert_to_json_schema
 
 from one4all_lc.engine.grammar import Grammar
 from one4all_lc.errors import InvalidInput
-from one4all_lc.experts.tool_calls import Tool, calling, chosen
+from one4all_lc.experts.reading import CallReader, Reader, TextReader
+from one4all_lc.experts.templates import CALLS, TemplateReader, response_template
+from one4all_lc.experts.tool_calls import Tool, calling, chosen, writes_calls
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 """The keywords of a call that are read here."""
@@ -23,16 +28,22 @@ class Options:
 
     Attributes:
         tools: What may be called, as the prompt shows it.
-        grammar: The form that the answer has; None for plain text.
-        instruction: What the system turn says of the form.
+        must: Whether the answer is one call.
+        many: Whether it may hold several.
+        schema: Of an answer that is JSON; None for words.
+        template: How the base's tokenizer reads what is not forced; None for text and calls alone.
+        foreign: Whether the base writes calls in a way that only the template knows.
     """
 
     tools: Sequence[Tool] = ()
-    grammar: Grammar | None = None
-    instruction: str = ""
+    must: bool = False
+    many: bool = True
+    schema: Mapping[str, Any] | None = None
+    template: Mapping[str, Any] | None = None
+    foreign: bool = False
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "Options":
+    def of(cls, settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Options":
         """Read them from a call's keywords.
 
         Raises:
@@ -43,18 +54,41 @@ class Options:
         if must and not tools:
             msg = "tool_choice asks for a call, but there are no tools: bind some."
             raise InvalidInput(msg)
-        if form is None:
-            many = settings.get("parallel_tool_calls") is not False
-            grammar = calling(tools, must=must, many=many) if tools else None
-            return cls(tools, grammar)
-        if must:
+        if must and form is not None:
             msg = "tool_choice and response_format ask for different answers: give one of them."
             raise InvalidInput(msg)
-        schema = _schema(form)
-        instruction = _FORM.format(schema=json.dumps(schema, ensure_ascii=False))
-        if tools:
-            return cls(tools, calling(tools, must=False, schema=schema), instruction)
-        return cls(grammar=Grammar.json_schema(schema), instruction=instruction)
+        forced = must or form is not None
+        template = None if forced else response_template(tokenizer)
+        return cls(
+            tools,
+            must,
+            settings.get("parallel_tool_calls") is not False,
+            None if form is None else _schema(form),
+            template,
+            CALLS in (template or {}).get("fields", {}) and not writes_calls(tokenizer),
+        )
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """The form that the answer has; None for plain text."""
+        if self.tools and not self.foreign:
+            return calling(self.tools, must=self.must, many=self.many, schema=self.schema)
+        return None if self.schema is None else Grammar.json_schema(self.schema)
+
+    @property
+    def instruction(self) -> str:
+        """What the system turn says of the form."""
+        if self.schema is None:
+            return ""
+        return _FORM.format(schema=json.dumps(self.schema, ensure_ascii=False))
+
+    def reader(self, prompt: Callable[[], str]) -> Reader:
+        """Return what reads the answer to a prompt."""
+        fields = (self.template or {}).get("fields", {})
+        inner: Reader = CallReader() if self.tools and CALLS not in fields else TextReader()
+        if self.template is None:
+            return inner
+        return TemplateReader(self.template, prompt(), self.tools, inner)
 
 
 def _schema(form: Any) -> dict[str, Any]:

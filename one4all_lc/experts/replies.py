@@ -1,43 +1,72 @@
 """What the engine hands out, as LangChain's messages: pieces, whole answers, what they took."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.messages.ai import InputTokenDetails, UsageMetadata, add_usage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
+from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.request import Completion
 from one4all_lc.experts.choice import Choice, joined
 from one4all_lc.experts.messages import role_of
-from one4all_lc.experts.tool_calls import CallReader
+from one4all_lc.experts.reading import Reader, read
 from one4all_lc.routing.question import question_of
 
 
+@dataclass
+class Reply:
+    """An answer on its way. It is read once: piece by piece, or as a whole.
+
+    Attributes:
+        handle: The engine's.
+        reader: What makes messages of its text.
+    """
+
+    handle: Handle
+    reader: Reader
+
+    def chunks(self) -> Iterator[ChatGenerationChunk]:
+        """Yield what can be said, as it comes."""
+        for piece in self.handle:
+            yield from map(_chunk, self.reader.push(piece.text))
+        yield from map(_chunk, self.reader.finish())
+
+    async def achunks(self) -> AsyncIterator[ChatGenerationChunk]:
+        """Yield what can be said, as it comes."""
+        async for piece in self.handle:
+            for message in self.reader.push(piece.text):
+                yield _chunk(message)
+        for message in self.reader.finish():
+            yield _chunk(message)
+
+    def message(self, completion: Completion) -> AIMessage:
+        """Return the whole answer."""
+        return read(self.reader, completion.text)
+
+
 def consulted(
-    choice: Choice, messages: list[BaseMessage], completions: Sequence[Completion]
+    choice: Choice, messages: list[BaseMessage], answers: Sequence[tuple[Reply, Completion]]
 ) -> tuple[Choice, list[BaseMessage]]:
     """Return who writes the one answer, and what is asked of it."""
     if not choice.consulted:
         return choice, messages
-    names = [expert.name for expert in choice.consulted]
-    answers = {name: done.text for name, done in zip(names, completions, strict=True)}
-    asked = joined(question_of(messages), answers)
-    spent = functools.reduce(add_usage, map(usage_of, completions))
-    choice = replace(choice, metadata={**choice.metadata, "answers": answers}, spent=spent)
+    said = {
+        expert.name: reply.message(completion).text
+        for expert, (reply, completion) in zip(choice.consulted, answers, strict=True)
+    }
+    asked = joined(question_of(messages), said)
+    spent = functools.reduce(add_usage, (usage_of(completion) for _, completion in answers))
+    choice = replace(choice, metadata={**choice.metadata, "answers": said}, spent=spent)
     last = max(i for i, item in enumerate(messages) if role_of(item) == "user")
     return choice, [*messages[:last], HumanMessage(asked), *messages[last + 1 :]]
 
 
-def chunks_of(reader: CallReader | None, text: str | None) -> Iterator[ChatGenerationChunk]:
-    """Return what a reader can hand out of a text; None is its end."""
-    if reader is not None:
-        read = reader.finish() if text is None else reader.push(text)
-        yield from (ChatGenerationChunk(message=message) for message in read)
-    elif text:
-        yield ChatGenerationChunk(message=AIMessageChunk(content=text))
+def _chunk(message: AIMessageChunk) -> ChatGenerationChunk:
+    return ChatGenerationChunk(message=message)
 
 
 def last_chunk(
