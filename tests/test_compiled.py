@@ -5,8 +5,18 @@ import torch
 from torch.nn import functional
 
 from one4all_lc.base import norms, rotary
-from one4all_lc.base.compiled import attention, kernel, lora, norm, rotation, slots
+from one4all_lc.base.compiled import (
+    attention,
+    kernel,
+    lora,
+    nf4,
+    norm,
+    rotation,
+    slots,
+    vectors,
+)
 from one4all_lc.base.compiled.kernel import bits_of
+from one4all_lc.base.quantized import SmallNf4
 
 TYPES = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
 
@@ -154,3 +164,34 @@ def test_norms_and_rotations_replace_only_what_is_the_same(base_fp32):
     assert modeling_llama.apply_rotary_pos_emb is untouched, "other models keep their own"
     layer = base_fp32.model.model.layers[0].self_attn
     assert layer.forward.__func__.__globals__["apply_rotary_pos_emb"] is not untouched
+
+
+@pytest.mark.skipif(not vectors.multiplies_pairs(), reason="the processor has no AVX512-BF16")
+@pytest.mark.parametrize(("outputs", "features"), [(64, 64), (96, 192), (576, 1536)])
+def test_products_with_nf4_weights(outputs, features):
+    """A wrong lane would be a base that talks nonsense, or nonsense in a full batch alone."""
+    torch.manual_seed(0)
+    codes = torch.randint(0, 16, (outputs, features), dtype=torch.uint8)
+    scales = torch.rand(outputs, features // nf4.BLOCK) + 0.5
+    values = torch.tensor(nf4.VALUES, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    weight = values[codes.long()].double() * scales.double().repeat_interleave(nf4.BLOCK, 1)
+    x = torch.randn(45, features).bfloat16()
+    laid_out = nf4.packed(codes, scales)
+    whole = nf4.multiply(x, laid_out, outputs)
+    assert_close(whole, x.double() @ weight.T)
+    for rows in (*range(1, 28), 32, 44):
+        for first in (0, 45 - rows):
+            own = slice(first, first + rows)
+            assert torch.equal(nf4.multiply(x[own], laid_out, outputs), whole[own]), rows
+
+
+@pytest.mark.skipif(not vectors.multiplies_pairs(), reason="the processor has no AVX512-BF16")
+def test_nf4_weights_are_those_of_bitsandbytes():
+    """Quality was measured with bitsandbytes' weights: others would make its figures untrue."""
+    from bitsandbytes import functional as quantization
+
+    weight = torch.randn(96, 128).bfloat16()
+    weight = quantization.dequantize_4bit(*quantization.quantize_4bit(weight, quant_type="nf4"))
+    x = torch.randn(3, 128).bfloat16()
+    small = SmallNf4.of(weight, bias=torch.ones(96).bfloat16())
+    assert_close(small(x), x.double() @ weight.double().T + 1)

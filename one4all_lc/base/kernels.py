@@ -1,7 +1,7 @@
 """Products with frozen weights, laid out the fastest way that this machine has.
 
 On a CPU a token that is decoded spends its time on reading weights, so for decoding they are small:
-NF4 in bitsandbytes' packed layout where its kernel runs, else int8. A prompt spends it on
+NF4 where our kernel for it runs, else int8. A prompt spends it on
 multiplying, so there they are bfloat16 in oneDNN's own layout, or plain float32 where the processor
 does not multiply bfloat16. Up to how many decoding rows the small weights serve is measured with
 the base's own when they are laid out.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from one4all_lc.base.quantized import PackedNf4
+from one4all_lc.base.quantized import SmallNf4
 
 ROWS = (1, 8, 32)
 """Numbers of decoding rows at which the two layouts are compared: measuring delays the start."""
@@ -137,7 +137,7 @@ class Kernels:
 
     def lay_out_small(self, weight: Tensor, bias: Tensor | None = None) -> Product:
         """Lay out a weight of the base for decoding; what is NF4 already is not rounded again."""
-        packed = PackedNf4.of(weight, bias) if self.small == "nf4" else None
+        packed = SmallNf4.of(weight, bias) if self.small == "nf4" else None
         return packed or Int8.of(weight, bias)
 
     def __str__(self) -> str:
@@ -174,7 +174,7 @@ def find_kernels(
         if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             layout = "onednn"
         if quantization != "none" and all(width % WHOLE == 0 for width in widths):
-            runs = PackedNf4.of(torch.ones(32, 64, dtype=dtype)) is not None
+            runs = SmallNf4.of(torch.ones(64, 64, dtype=dtype)) is not None
             small = "nf4" if quantization == "nf4" and runs else "int8"
     elif quantization != "none":
         layout = "own"

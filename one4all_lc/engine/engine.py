@@ -279,7 +279,8 @@ class Engine:
 
     def _emit(self, jobs: Sequence[Job], rows: Sequence[RowInput], logits: Tensor) -> None:
         """Give everybody who is past the prompt a token."""
-        chosen = likeliest(logits, [job.sampler for job in jobs], [len(j.tokens) for j in jobs])
+        counts = [len(job.tokens) for job in jobs]
+        chosen = likeliest(logits, [job.sampler for job in jobs], counts, self._end_tokens)
         given = 0
         for i, (job, row) in enumerate(zip(jobs, rows, strict=True)):
             job.prefilled = max(job.prefilled, row.start + len(row.tokens))

@@ -1,6 +1,6 @@
 """Choosing the next tokens, by transformers' own processors."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -84,16 +84,26 @@ class Sampler:
 
     def forbidden(self, count: int, vocabulary: int, device: torch.device) -> Tensor | None:
         """Return which tokens may not come after `count` others, shape (vocabulary,), bool."""
-        ends = torch.tensor(self._end_tokens if count < self._min_tokens else [], dtype=torch.long)
+        early = self.must_go_on(count)
         if self._matcher is None:
-            if not len(ends):
+            if not early:
                 return None
             allowed = torch.ones(vocabulary, dtype=torch.bool)
         else:
             allowed = self._matcher.allowed(vocabulary, closing=count >= self._closing)
+        ends = torch.tensor(self._end_tokens if early else [], dtype=torch.long)
         longer = allowed.index_fill(0, ends, value=False)
         # A form that is complete ends, however short.
         return ~(longer if longer.any() else allowed).to(device)
+
+    def must_go_on(self, count: int) -> bool:
+        """Whether an answer of `count` tokens is too short to end."""
+        return count < self._min_tokens and bool(self._end_tokens)
+
+    @property
+    def has_form(self) -> bool:
+        """Whether the answer must have a form."""
+        return self._matcher is not None
 
     def accept(self, token: int) -> bool:
         """Note the token that was chosen; return whether the answer's form ends with it."""
@@ -104,7 +114,7 @@ class Sampler:
 
 
 def likeliest(
-    logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int]
+    logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int], end_tokens: Collection[int]
 ) -> list[int | None]:
     """Return the next tokens of all rows that take the likeliest, at once; None for the others.
 
@@ -112,14 +122,19 @@ def likeliest(
         logits: Shape (rows, vocabulary); forbidden tokens are overwritten.
         samplers: One a row.
         counts: How many tokens each row has chosen.
+        end_tokens: The tokens that end an answer.
     """
     rows = [i for i, sampler in enumerate(samplers) if sampler.likeliest_only]
     if not rows:
         return [None] * len(samplers)
-    for i in rows:
+    formed = [i for i in rows if samplers[i].has_form]
+    for i in formed:
         forbidden = samplers[i].forbidden(counts[i], logits.shape[1], logits.device)
-        if forbidden is not None:
-            logits[i].masked_fill_(forbidden, -torch.inf)
+        assert forbidden is not None  # a form forbids, if only nothing
+        logits[i].masked_fill_(forbidden, -torch.inf)
+    short = [i for i in rows if i not in formed and samplers[i].must_go_on(counts[i])]
+    if short:
+        logits[torch.tensor(short)[:, None], torch.tensor(list(end_tokens))] = -torch.inf
     values, tokens = logits.max(-1)
     finite = torch.isfinite(values).tolist()
     # What is not finite is left to `choose`, which says so.

@@ -29,14 +29,27 @@ class Kernel:
 
     Args:
         function: It uses only what Numba compiles.
+        fits: Tells for which types this processor runs it; None for all of them.
     """
 
     _all: ClassVar[list["Kernel"]] = []
 
-    def __init__(self, function: Callable[[Any], None]) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any], None],
+        fits: Callable[[torch.dtype], bool] | None = None,
+    ) -> None:
         self._all.append(self)
         self._function = function
+        self._fits = fits or (lambda _: True)
         self._compiled: dict[torch.dtype, _Compiled] = {}
+
+    @classmethod
+    def where(
+        cls, fits: Callable[[torch.dtype], bool]
+    ) -> Callable[[Callable[[Any], None]], "Kernel"]:
+        """Make a function a kernel for some types, or some processors, alone."""
+        return lambda function: cls(function, fits)
 
     def __call__(
         self, dtype: torch.dtype, units: int, *arguments: int, parallel: bool = True
@@ -68,7 +81,8 @@ class Kernel:
     def compile_all(cls, dtype: torch.dtype) -> None:
         """Compile every kernel that was imported: the first request shall not wait for it."""
         for kernel in cls._all:
-            kernel.compile(dtype)
+            if kernel._fits(dtype):
+                kernel.compile(dtype)
 
     def compile(self, dtype: torch.dtype) -> "_Compiled":
         """Compile it for a type, or read what was compiled before."""
@@ -80,7 +94,7 @@ class Kernel:
 
             element = getattr(kinds, _STANDS_FOR[dtype])
             signature = kinds.void(kinds.CPointer(element))
-            function = _keyed(self._function, Path(elements.__file__).read_bytes())
+            function = _keyed(self._function)
             options = {"fastmath": elements.FAST, "error_model": "numpy"}
             try:
                 made = cfunc(signature, cache=True, **options)(function)
@@ -99,15 +113,23 @@ class _Compiled(NamedTuple):
     owner: object
 
 
-def _keyed(function: Callable[..., None], shared: bytes) -> Callable[..., None]:
+def _keyed(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function that Numba keeps under another key whenever what kernels share changes.
 
     Numba looks at the function's own file and at the variables that it closes over: so it is given
     one, which it does not use.
     """
-    code = function.__code__.replace(co_freevars=("shared",))
-    cell = types.CellType(hashlib.sha256(shared).hexdigest())
-    return types.FunctionType(code, function.__globals__, function.__name__, None, (cell,))
+    code = function.__code__.replace(co_freevars=("sources",))
+    return types.FunctionType(
+        code, function.__globals__, function.__name__, None, (types.CellType(_sources()),)
+    )
+
+
+@functools.cache
+def _sources() -> str:
+    """Return the hash of all that kernels are made of."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache

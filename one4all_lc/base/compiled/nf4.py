@@ -1,0 +1,281 @@
+"""Products with NF4 weights, for the few rows that decode.
+
+    y[row, i] = sum over blocks b of scale[i, b] * (sum over k in b of x[row, k] * value[i, k])
+
+A weight lies in memory as it is read: units of 32 outputs, in them blocks of 64 inputs, and of each
+block first the codes, then the scales.
+
+    codes   (8 steps, 2 vectors, 16 outputs, 2 inputs) of 16 bits: four codes, inputs two apart
+    scales  (2 vectors, 16 outputs) of float32
+
+One instruction turns 32 codes into bfloat16, another multiplies them with a pair of inputs. Up to
+`FEW` rows do both at once; for more a block's codes are turned once, and kept. Each sum is made in
+the same order for any number of rows.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numba import carray, njit
+from torch import Tensor
+
+from one4all_lc.base.compiled.elements import elements, integers, narrow, take
+from one4all_lc.base.compiled.kernel import Kernel
+from one4all_lc.base.compiled.vectors import (
+    BYTES,
+    CODES,
+    FLOATS,
+    PAIRS,
+    ZEROS,
+    Code,
+    fits,
+    multiplies_pairs,
+    written,
+)
+
+OUTPUTS, BLOCK = 32, 64
+"""Outputs of a unit of work; inputs that share a scale."""
+
+STEPS, VECTORS = 8, 2
+"""A block's codes: so many times so many vectors; a step is eight inputs, a vector 16 outputs."""
+INPUTS = BLOCK // STEPS
+STEP_BYTES = VECTORS * BYTES
+CODE_BYTES = STEPS * STEP_BYTES
+BLOCK_BYTES = CODE_BYTES + VECTORS * BYTES
+
+FEW, MOST = 8, 12
+"""Rows for which codes are turned while they are multiplied; rows summed at once, at most."""
+
+AHEAD = 4 * BLOCK_BYTES
+"""How far ahead memory is asked for."""
+
+# fmt: off
+VALUES = (
+    0xBF80, 0xBF32, 0xBF06, 0xBECA, 0xBE92, 0xBE3D, 0xBDBB, 0x0000,
+    0x3DA3, 0x3E25, 0x3E7C, 0x3EAD, 0x3EE2, 0x3F10, 0x3F39, 0x3F80,
+)
+# fmt: on
+"""NF4's 16 values as bits of bfloat16. Source: Dettmers et al., QLoRA, 2023."""
+
+
+def _turned(code: Code, codes: list[Any], pair: int) -> list[Any]:
+    return [code.looked_up(vector, 4 * pair, VALUES) for vector in codes]
+
+
+def _summed(code: Code, sums: list[Any], rows: list[Any], offset: Any, pairs: list[Any]) -> None:
+    """Add to sums (rows x vectors) the products of each row's inputs at an offset with pairs."""
+    for m, row in enumerate(rows):
+        given = code.repeated(code.at(row, offset))
+        for t, values in enumerate(pairs):
+            index = m * len(pairs) + t
+            sums[index] = code.dot(sums[index], given, values)
+
+
+def _few(code: Code, rows: int, units: int, *arguments: Any) -> None:
+    """Write the product of so many rows with so many units, codes turned on the way."""
+    x, stride, weight, unit_bytes, blocks, totals = arguments
+    given = [code.at(x, code.times(stride, m)) for m in range(rows)]
+    vectors = [
+        code.at(weight, code.times(unit_bytes, unit), t * BYTES)
+        for unit in range(units)
+        for t in range(VECTORS)
+    ]
+    count = len(vectors)
+
+    def block(index: Any, whole: list[Any]) -> list[Any]:
+        first = code.times(index, BLOCK_BYTES)
+
+        def step(number: Any, sums: list[Any]) -> list[Any]:
+            at = code.at(first, code.times(number, STEP_BYTES))
+            codes = [code.load(CODES, code.at(vector, at)) for vector in vectors]
+            for vector in vectors:
+                code.fetch(code.at(vector, at, AHEAD))
+            begin = code.at(code.times(index, 2 * BLOCK), code.times(number, 2 * INPUTS))
+            for pair in range(INPUTS // 2):
+                _summed(code, sums, given, code.at(begin, 4 * pair), _turned(code, codes, pair))
+            return sums
+
+        sums = code.loop(code.number(STEPS), [ZEROS] * rows * count, step)
+        scales = [code.load(FLOATS, code.at(vector, first, CODE_BYTES)) for vector in vectors]
+        return [code.scaled(whole[i], sums[i], scales[i % count]) for i in range(rows * count)]
+
+    for i, total in enumerate(code.loop(blocks, [ZEROS] * rows * count, block)):
+        row, vector = divmod(i, count)
+        unit, t = divmod(vector, VECTORS)
+        code.store(total, code.at(totals, ((unit * rows + row) * VECTORS + t) * BYTES))
+
+
+@written
+def _few_rows(code: Code, rows: Any, *arguments: Any) -> None:
+    """Multiply up to `FEW` rows with the units that `units_of` says."""
+    code.either(
+        rows,
+        {n: lambda n=n: _few(code, n, units_of(n), *arguments) for n in range(1, FEW + 1)},  # type: ignore[misc]
+    )
+
+
+@njit(inline="always")
+def units_of(rows: Any) -> Any:
+    """Return how many units are computed together: more sums than one row has keep busy."""
+    return 2 if rows <= 4 else 1
+
+
+@written
+def _turn(code: Code, weight: Any, out: Any) -> None:
+    """Turn a block's codes into pairs of bfloat16."""
+
+    def step(number: Any, _: list[Any]) -> list[Any]:
+        at = code.at(weight, code.times(number, STEP_BYTES))
+        codes = [code.load(CODES, code.at(at, t * BYTES)) for t in range(VECTORS)]
+        for t in range(VECTORS):
+            code.fetch(code.at(at, t * BYTES, AHEAD))
+        place = code.at(out, code.times(number, INPUTS // 2 * STEP_BYTES))
+        for pair in range(INPUTS // 2):
+            for t, values in enumerate(_turned(code, codes, pair)):
+                code.store(values, code.at(place, (pair * VECTORS + t) * BYTES))
+        return []
+
+    code.loop(code.number(STEPS), [], step)
+
+
+def _many(code: Code, rows: int, *arguments: Any) -> None:
+    """Write the product of so many rows with one block."""
+    x, stride, pairs, scales, totals = arguments
+    given = [code.at(x, code.times(stride, m)) for m in range(rows)]
+
+    def step(number: Any, sums: list[Any]) -> list[Any]:
+        at = code.at(pairs, code.times(number, INPUTS // 2 * STEP_BYTES))
+        for pair in range(INPUTS // 2):
+            place = pair * STEP_BYTES
+            values = [code.load(PAIRS, code.at(at, place, t * BYTES)) for t in range(VECTORS)]
+            offset = code.at(code.times(number, 2 * INPUTS), 4 * pair)
+            _summed(code, sums, given, offset, values)
+        return sums
+
+    sums = code.loop(code.number(STEPS), [ZEROS] * rows * VECTORS, step)
+    factors = [code.load(FLOATS, code.at(scales, t * BYTES)) for t in range(VECTORS)]
+    for i, value in enumerate(sums):
+        place = code.at(totals, i * BYTES)
+        whole = code.scaled(code.load(FLOATS, place), value, factors[i % VECTORS])
+        code.store(whole, place)
+
+
+@written
+def _many_rows(code: Code, rows: Any, *arguments: Any) -> None:
+    """Multiply up to `MOST` rows with one block, and add to their totals."""
+    least = (FEW + 1) // 2
+    code.either(
+        rows,
+        {n: lambda n=n: _many(code, n, *arguments) for n in range(least, MOST + 1)},  # type: ignore[misc]
+    )
+
+
+@njit(inline="always")
+def _aligned(buffer: Any) -> Any:
+    """Return the index of the first element of a float32 buffer at a multiple of `BYTES`."""
+    return (-buffer.ctypes.data % BYTES) // 4
+
+
+@njit
+def _round(totals: Any, y: Any, rows: Any, outputs: Any, first: Any, pointer: Any) -> None:
+    """Write totals (rows, OUTPUTS) as elements of y (rows, outputs)."""
+    for row in range(rows):
+        out = elements(y, row * outputs + first, OUTPUTS, pointer)
+        for i in range(OUTPUTS):
+            out[i] = narrow(totals[row * OUTPUTS + i], out[i])
+
+
+@njit
+def _unit(x: Any, weight: Any, rows: Any, features: Any, pairs: Any, totals: Any) -> None:
+    """Set totals to the product of many rows with a unit, block by block."""
+    for block in range(features // BLOCK):
+        at = weight + block * BLOCK_BYTES
+        _turn((at, pairs))
+        done, groups = 0, (rows + MOST - 1) // MOST
+        while groups:
+            n = (rows - done + groups - 1) // groups
+            given = x + 2 * (done * features + block * BLOCK)
+            place = totals + done * OUTPUTS * 4
+            _many_rows((n, given, 2 * features, pairs, at + CODE_BYTES, place))
+            done, groups = done + n, groups - 1
+
+
+@Kernel.where(fits)
+def _multiply(pointer: Any) -> None:
+    arguments = carray(integers(pointer), 8)
+    count, rows, features, outputs = arguments[1], arguments[2], arguments[3], arguments[4]
+    x, weight, y = arguments[5], arguments[6], arguments[7]
+    blocks = features // BLOCK
+    unit_bytes = blocks * BLOCK_BYTES
+    turned = STEPS * INPUTS // 2 * VECTORS * BYTES // 4
+    buffer = np.zeros(turned + max(rows, 2 * FEW) * OUTPUTS + BYTES // 4, np.float32)
+    pairs = _aligned(buffer)
+    totals = buffer[pairs + turned :]
+    to_pairs = buffer.ctypes.data + 4 * pairs
+    to_totals = to_pairs + 4 * turned
+    while True:
+        taken = take(integers(pointer))
+        if taken >= count:
+            break
+        if rows <= FEW:
+            units = units_of(rows)
+            first = min(taken * units, outputs // OUTPUTS - units)
+            place = weight + first * unit_bytes
+            _few_rows((rows, x, 2 * features, place, unit_bytes, blocks, to_totals))
+            for i in range(units):
+                of_unit = totals[i * rows * OUTPUTS :]
+                _round(of_unit, y, rows, outputs, (first + i) * OUTPUTS, pointer)
+        else:
+            totals[: rows * OUTPUTS] = 0
+            _unit(x, weight + taken * unit_bytes, rows, features, to_pairs, to_totals)
+            _round(totals, y, rows, outputs, taken * OUTPUTS, pointer)
+
+
+def runs(outputs: int, features: int) -> bool:
+    """Whether weights of this shape can be multiplied here."""
+    fit = outputs % OUTPUTS == 0 and outputs >= 2 * OUTPUTS and features % BLOCK == 0
+    return fit and multiplies_pairs()
+
+
+def packed(codes: Tensor, scales: Tensor) -> Tensor:
+    """Lay a weight out as it is read.
+
+    Args:
+        codes: Shape (outputs, inputs), numbers from 0 to 15.
+        scales: Shape (outputs, inputs / BLOCK), float32.
+
+    Returns:
+        Bytes, the first at a multiple of `BYTES`.
+    """
+    outputs, features = codes.shape
+    units, blocks = outputs // OUTPUTS, features // BLOCK
+    # (units, vectors, 16 outputs, blocks, steps, four pairs, two inputs)
+    split = codes.to(torch.int32).view(units, VECTORS, -1, blocks, STEPS, INPUTS // 2, 2)
+    shifts = 4 * torch.arange(INPUTS // 2, dtype=torch.int32)
+    words = (split << shifts[:, None]).sum(5, dtype=torch.int32).to(torch.uint16)
+    words = words.permute(0, 3, 4, 1, 2, 5).contiguous().view(torch.uint8)
+    factors = scales.float().view(units, VECTORS, -1, blocks).permute(0, 3, 1, 2).contiguous()
+    both = [part.reshape(units * blocks, -1).view(torch.uint8) for part in (words, factors)]
+    whole = torch.cat(both, 1).flatten()
+    room = torch.empty(len(whole) + BYTES, dtype=torch.uint8)
+    place = room[-room.data_ptr() % BYTES :][: len(whole)]
+    return place.copy_(whole)
+
+
+def multiply(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    """Map (rows, inputs) to (rows, outputs), bfloat16 both.
+
+    Args:
+        x: Contiguous.
+        weight: As `packed` lays it out.
+        outputs: Of the weight.
+    """
+    rows, features = x.shape
+    y = x.new_empty(rows, outputs)
+    units = outputs // OUTPUTS
+    count = -(-units // units_of.py_func(rows)) if rows <= FEW else units
+    _multiply(
+        x.dtype, count, rows, features, outputs, x.data_ptr(), weight.data_ptr(), y.data_ptr()
+    )
+    return y
