@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from one4all_lc.base import norms, rotary
+from one4all_lc.base import gates, norms, rotary
 from one4all_lc.base.compiled import (
     attention,
+    gate,
     kernel,
     lora,
     nf4,
@@ -39,6 +40,27 @@ def test_norms(dtype, shape):
     expected = functional.rms_norm(x.double(), shape[-1:], gain.double(), 1e-5)
     assert_close(norm.rms_norm(x, gain, 1e-5), expected)
     assert_close(norm.rms_norm(x.transpose(0, -2), gain, 1e-5), expected.transpose(0, -2))
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (3, 5, 1536), (2, 7)])
+def test_gates(dtype, shape):
+    """A gate that overflows for large numbers would make an answer of nothing but NaN."""
+    gates_, values = (torch.randn(2, *shape) * 30).to(dtype)
+    joined = torch.cat([gates_, values], -1)
+    assert_close(gate.silu_gate(joined), functional.silu(gates_.double()) * values.double())
+    joined[..., 0] = torch.nan
+    found = gate.silu_gate(joined)
+    assert found[..., 0].isnan().all()
+    assert found[..., 1:].isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_gates_replace_only_what_is_the_same(activation):
+    """A model with another activation would compute something else without a word."""
+    from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP
+
+    config = LlamaConfig(hidden_size=32, intermediate_size=32, hidden_act=activation)
+    assert gates._is_gated(LlamaMLP(config)) == (activation == "silu")
 
 
 @pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 9, 64), (5, 2, 16), (300, 3, 20)])

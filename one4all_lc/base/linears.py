@@ -68,16 +68,17 @@ class LinearGroup:
     def output(self, index: int, x: Tensor) -> Tensor:
         """Return what layer `index` of the group makes of x: (..., in) to (..., out)."""
         if len(self.widths) == 1:
-            return self._compute(x)
+            return self.all_outputs(x)
         if x is not self._input:
             self._input = x
-            self._outputs = self._compute(x).split_with_sizes(self._sizes, -1)
+            self._outputs = self.all_outputs(x).split_with_sizes(self._sizes, -1)
         output = self._outputs[index]
         if index == len(self.widths) - 1:
             self._input, self._outputs = None, ()
         return output
 
-    def _compute(self, x: Tensor) -> Tensor:
+    def all_outputs(self, x: Tensor) -> Tensor:
+        """Return what all layers make of x, side by side: (..., in) to (..., sum of out)."""
         plan = self._cell.plan
         rows = x.reshape(-1, x.shape[-1])
         decoding = plan.decoding if self.small and plan.decoding <= self._kernels.small_rows else 0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from one4all_lc.base import norms, rotary
+from one4all_lc.base import gates, norms, rotary
 from one4all_lc.base.compiled.kernel import Kernel
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
@@ -60,6 +60,7 @@ class Decoder:
         self.kernels = str(linears.kernels)
         self._compiled = linears.compiled
         if self._compiled:
+            gates.fuse(base.model)
             Kernel.compile_all(base.dtype)
         self._planner = Planner.of(linears, packed_bytes)
         config = base.model.config.get_text_config()
