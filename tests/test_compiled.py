@@ -169,6 +169,27 @@ def test_adapters(dtype, rank, read):
     assert torch.equal(again[3], y[3]), "a row depends on its company"
 
 
+@pytest.mark.skipif(not vectors.multiplies_pairs(), reason="the processor has no AVX512-BF16")
+@pytest.mark.parametrize(("rank", "features", "width"), [(4, 32, 32), (16, 576, 192), (64, 96, 64)])
+def test_adapters_in_pairs(rank, features, width):
+    """A wrong pair would be an answer of nobody's expert."""
+    torch.manual_seed(0)
+    rows, outputs = 42, width + 64
+    x, y = torch.randn(rows, features).bfloat16(), torch.randn(rows, outputs).bfloat16()
+    a, b = torch.randn(rank, features).bfloat16(), torch.randn(rank, width).bfloat16()
+    pair = torch.tensor([[a.data_ptr(), b.data_ptr(), rank, 32, width, bits_of(0.5)], [0] * 6])
+    units = torch.tensor([[first, 7, pair.data_ptr(), 2, 1] for first in range(0, 35, 7)])
+    expected, again = y.double(), y.clone()
+    expected[:35, 32 : 32 + width] += 0.5 * x[:35].double() @ a.double().T @ b.double()
+    lora.add(x, y, units, 0, rank, in_pairs=True)
+    assert_close(y, expected)
+    assert torch.equal(y[35:], again[35:])
+    for row in range(9):
+        unit = torch.tensor([[row, 1, pair.data_ptr(), 2, 0]])
+        lora.add(x, again, unit, 0, rank, in_pairs=True)
+        assert torch.equal(again[row], y[row]), "a row depends on its company"
+
+
 def test_without_openmp_one_thread_does_all(monkeypatch, dtype):
     monkeypatch.setattr(kernel, "_together", lambda: None)
     test_norms(dtype, (2000, 48))

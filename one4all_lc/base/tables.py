@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from one4all_lc.base.compiled import lora
 from one4all_lc.base.compiled.kernel import bits_of
@@ -23,7 +24,8 @@ class Table:
     Attributes:
         pairs: Shape (groups, pairs of a group, `lora.FIELDS`), int64.
         adapters: Those of the mixture.
-        factors: The tensors that it points to: theirs, or copies in the layout of the kernel.
+        factors: The tensors that it points to: theirs, or copies in the layout of the kernel. Ranks
+            are filled up with zeros, since the kernel takes several at once.
         ranks: Of each group the largest, shape (groups,).
     """
 
@@ -56,7 +58,7 @@ class Table:
                     pair = adapters[identity].factors.get(name)
                     if pair is None:
                         continue
-                    a, b = pair[0].contiguous(), pair[1].t().contiguous()
+                    a, b = (_filled(factor).contiguous() for factor in (pair[0], pair[1].t()))
                     kept += [a, b]
                     place = (a.shape[0], outputs.start, b.shape[1], bits_of(weight))
                     row.append((a.data_ptr(), b.data_ptr(), *place))
@@ -69,6 +71,12 @@ class Table:
         return cls(pairs, used, tuple(kept), pairs[:, :, 2].amax(1))
 
 
+def _filled(factor: Tensor) -> Tensor:
+    """Return a factor (rank, features) whose rank is a multiple of `lora.TOGETHER`."""
+    lacking = -factor.shape[0] % lora.TOGETHER
+    return functional.pad(factor, (0, 0, 0, lacking)) if lacking else factor
+
+
 @dataclass(frozen=True, eq=False)
 class TableSegment:
     """All tokens of a forward, each with the factors of its own row's mixture.
@@ -79,12 +87,14 @@ class TableSegment:
         tables: Those that the units point to.
         groups: Number and largest rank of each group that adapters add to, by its first module
             path.
+        in_pairs: As `lora.add` takes it.
     """
 
     tokens: slice
     units: Tensor
     tables: tuple[Table, ...]
     groups: Mapping[str, tuple[int, int]]
+    in_pairs: bool
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
@@ -95,7 +105,7 @@ class TableSegment:
             ):  # a kernel reads what it is told to
                 msg = f"{name} is given {x.shape[0]} tokens of {self.tokens.stop}"
                 raise IndexError(msg)
-            lora.add(x.contiguous(), y, self.units, *group)
+            lora.add(x.contiguous(), y, self.units, *group, in_pairs=self.in_pairs)
 
 
 class Tables:
@@ -108,6 +118,9 @@ class Tables:
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
         self._numbers = [(group.names[0], i) for i, group in enumerate(groups)]
+        # The base decides, not the adapters at hand: a row must not depend on its company.
+        widths = {width for group in groups for width in (group.in_features, *group.widths)}
+        self._in_pairs = all(width % lora.WIDTH == 0 for width in widths)
         self._tables: OrderedDict[Mixture, Table] = OrderedDict()
 
     @property
@@ -142,7 +155,8 @@ class Tables:
         groups = {
             name: (i, rank) for (name, i), rank in zip(self._numbers, ranks, strict=True) if rank
         }
-        return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups)]
+        everyone = slice(0, first)
+        return [TableSegment(everyone, torch.tensor(units), tuple(tables), groups, self._in_pairs)]
 
     def keep(self, identities: Container[str]) -> None:
         """Let go of adapters that are not among these any more."""

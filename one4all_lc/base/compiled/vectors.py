@@ -70,19 +70,19 @@ class Code:
         """Return a multiple of an int64."""
         return self.builder.mul(value, self.number(factor))
 
-    def load(self, kind: Any, address: Any) -> Any:
-        """Return the vector at an address that is a multiple of its size."""
+    def load(self, kind: Any, address: Any, align: int = BYTES) -> Any:
+        """Return what lies at an address, a multiple of `align`."""
         pointer = self.builder.inttoptr(address, kind.as_pointer())
-        return self.builder.load(pointer, align=BYTES)
+        return self.builder.load(pointer, align=align)
 
-    def store(self, value: Any, address: Any) -> None:
-        """Put a vector at an address that is a multiple of its size."""
+    def store(self, value: Any, address: Any, align: int = BYTES) -> None:
+        """Put a value at an address, a multiple of `align`."""
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
-        self.builder.store(value, pointer, align=BYTES)
+        self.builder.store(value, pointer, align=align)
 
     def repeated(self, address: Any) -> Any:
         """Return the two bfloat16 at an address, 16 times."""
-        word = self.builder.load(self.builder.inttoptr(address, _WORD.as_pointer()), align=2)
+        word = self.load(_WORD, address, align=2)
         first, nothing = ir.Constant(_WORD, 0), ir.Constant(_WORDS, ir.Undefined)
         one = self.builder.insert_element(nothing, word, first)
         all_of_them = self.builder.shuffle_vector(
@@ -97,6 +97,56 @@ class Code:
     def scaled(self, sums: Any, a: Any, b: Any) -> Any:
         """Add a times b to sums, float32 all."""
         return self._call("llvm.fma.v16f32", FLOATS, a, b, sums)
+
+    def interleaved(self, a: Any, b: Any) -> list[Any]:
+        """Return the pairs of two rows of 32 bfloat16, as two vectors."""
+        order = [place for i in range(2 * LANES) for place in (i, i + 2 * LANES)]
+        halves = (order[: 2 * LANES], order[2 * LANES :])
+        places = [[ir.Constant(_WORD, place) for place in half] for half in halves]
+        kind = ir.VectorType(_WORD, 2 * LANES)
+        return [
+            self.builder.bitcast(self.builder.shuffle_vector(a, b, ir.Constant(kind, half)), PAIRS)
+            for half in places
+        ]
+
+    def total(self, sums: Any) -> Any:
+        """Return the sum of a vector's 16 float32."""
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
+        function = self.builder.module.declare_intrinsic("llvm.vector.reduce.fadd.v16f32", (), kind)
+        zero = ir.Constant(ir.FloatType(), 0.0)
+        return self.builder.call(function, [zero, sums], fastmath=("reassoc",))
+
+    def widened(self, codes: Any) -> list[Any]:
+        """Return 32 bfloat16 as two vectors of float32."""
+        by = ir.Constant(_WORDS, [ir.Constant(_WORD, 16)] * LANES)
+        return [
+            self.builder.bitcast(self.builder.shl(self.builder.zext(half, _WORDS), by), FLOATS)
+            for half in (self._part(codes, 0), self._part(codes, LANES))
+        ]
+
+    def rounded(self, low: Any, high: Any) -> Any:
+        """Return two vectors of float32 as 32 bfloat16, to nearest even."""
+        build = self.builder
+        one, most, by = (
+            ir.Constant(_WORDS, [ir.Constant(_WORD, value)] * LANES) for value in (1, 0x7FFF, 16)
+        )
+        halves = []
+        for sums in (low, high):
+            bits = build.bitcast(sums, _WORDS)
+            even = build.and_(build.lshr(bits, by), one)
+            up = build.lshr(build.add(build.add(bits, most), even), by)
+            halves.append(build.trunc(up, ir.VectorType(ir.IntType(16), LANES)))
+        places = [ir.Constant(_WORD, place) for place in range(2 * LANES)]
+        kind = ir.VectorType(_WORD, 2 * LANES)
+        return build.shuffle_vector(*halves, ir.Constant(kind, places))
+
+    def added(self, a: Any, b: Any) -> Any:
+        """Return the sum of two vectors of float32."""
+        return self.builder.fadd(a, b)
+
+    def _part(self, codes: Any, first: int) -> Any:
+        places = [ir.Constant(_WORD, first + i) for i in range(LANES)]
+        return self.builder.shuffle_vector(codes, codes, ir.Constant(_WORDS, places))
 
     def looked_up(self, codes: Any, shift: int, values: Sequence[int]) -> Any:
         """Return the bfloat16 that the four bits after `shift` of each code stand for.
