@@ -251,9 +251,10 @@ def packed(codes: Tensor, scales: Tensor) -> Tensor:
     outputs, features = codes.shape
     units, blocks = outputs // OUTPUTS, features // BLOCK
     # (units, vectors, 16 outputs, blocks, steps, four pairs, two inputs)
-    split = codes.to(torch.int32).view(units, VECTORS, -1, blocks, STEPS, INPUTS // 2, 2)
-    shifts = 4 * torch.arange(INPUTS // 2, dtype=torch.int32)
-    words = (split << shifts[:, None]).sum(5, dtype=torch.int32).to(torch.uint16)
+    split = codes.view(units, VECTORS, -1, blocks, STEPS, INPUTS // 2, 2)
+    words = split[..., 0, :].to(torch.int16)
+    for pair in range(1, INPUTS // 2):
+        words |= split[..., pair, :].to(torch.int16) << (4 * pair)
     words = words.permute(0, 3, 4, 1, 2, 5).contiguous().view(torch.uint8)
     factors = scales.float().view(units, VECTORS, -1, blocks).permute(0, 3, 1, 2).contiguous()
     both = [part.reshape(units * blocks, -1).view(torch.uint8) for part in (words, factors)]
