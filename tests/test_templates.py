@@ -8,6 +8,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.tools import tool
 
 from one4all_lc import ChatExpert, One4All
+from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.reading import TextReader, read
 from one4all_lc.experts.templates import TemplateReader
 from one4all_lc.routing.router import SemanticRouter
@@ -90,11 +91,26 @@ def facts(message):
     )
 
 
-def streamed(template, pieces):
+def streamed(template, pieces, *, ended=True):
     reading = reader(template)
     chunks = [chunk for piece in pieces for chunk in reading.push(piece)]
-    return reduce(plus, [*chunks, *reading.finish()], AIMessageChunk(content=""))
+    return reduce(plus, [*chunks, *reading.finish(ended=ended)], AIMessageChunk(content=""))
 
+
+ONE = {
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close": "</think>"},
+        "content": {"optional": False, "open_pattern": r"\[T\]", "close": "[/T]"},
+        "tool_calls": {
+            "open_pattern": r"\[C\]",
+            "close_pattern": r"\[/C\]",
+            "repeats": True,
+            "content": "json",
+        },
+    },
+}
+"""A base whose marks are patterns, of which the parser is sure a character late."""
 
 CALL = "<call=add><a>1</a><b>2.5</b></call>"
 
@@ -114,6 +130,13 @@ CASES = {
         '{"name": "add", "arguments": {"a": 2}}][/CALLS]',
         ("Sure.", None, [("add", {"a": 1}), ("add", {"a": 2})], []),
     ),
+    "after a broken one": (
+        ONE,
+        '[C]{bad[/C]\n[C]{"name": "add", "arguments": {"a": 1}}[/C][T]done[/T]',
+        ("done", None, [("add", {"a": 1})], [(None, "{bad")]),
+    ),
+    "nameless": (ONE, '[C]{"nam": "add"}[/C]', ("", None, [], [(None, '{"nam": "add"}}}')])),
+    "no text": (ONE, "<think>2 <", ("", "2 <", [], [])),
     "broken": (
         JSON,
         "[CALLS]nonsense[/CALLS]<think>x</think>done",
@@ -134,6 +157,45 @@ def test_an_answer_is_read_as_its_template_says_wherever_it_is_cut(name):
     assert facts(read(reader(template), text)) == expected
     for i in range(len(text)):
         assert facts(streamed(template, [text[:i], text[i:]])) == expected, f"cut at {i}"
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (XML, "<call=add><a>1</a><b>2"),
+        (ONE, '[C]{"name": "add", "arguments": {"a": 1'),
+        (XML, CALL[:-3]),
+    ],
+)
+def test_a_call_that_was_cut_off_is_invalid(template, text):
+    """A payment would be made with the half of its amount that was written."""
+    for message in (
+        read(reader(template), text, ended=False),
+        streamed(template, text, ended=False),
+    ):
+        assert message.tool_calls == []
+        assert len(message.invalid_tool_calls) == 1
+        assert message.content == ""
+
+
+def test_a_call_that_ends_with_the_answer_counts():
+    """Bases that close calls with the end token would call nothing."""
+    message = read(reader(XML), "<call=add><a>1</a>")
+    assert [item["args"] for item in message.tool_calls] == [{"a": 1}]
+
+
+def test_a_reader_hands_out_no_more_pieces_than_it_is_given():
+    """Callbacks would be called for each character of each answer."""
+    pieces = ["<think>so ", "it is, ", "then</think>", "Yes, ", "of course it is."]
+    reading = reader(XML)
+    chunks = [chunk for piece in pieces for chunk in reading.push(piece)]
+    assert len(chunks) <= len(pieces)
+
+
+def test_a_broken_template_is_refused_in_a_sentence():
+    """Every call would end in a parser's own error."""
+    with pytest.raises(InvalidInput, match="response template cannot be used"):
+        reader({"fields": {"content": {"opens": "x"}}})
 
 
 def test_what_the_prompt_has_begun_is_read_on():
@@ -169,6 +231,31 @@ def test_a_model_gives_reasoning_as_a_block_and_calls_of_the_bases_own_form(ask)
         assert kinds == ["reasoning", "text", "tool_call"]
     assert model.bound.profile["reasoning_output"]
     assert len([piece for piece in pieces if "reasoning_content" in piece.additional_kwargs]) > 1
+
+
+def test_only_one_call_if_more_are_not_wanted(ask):
+    """An agent that takes one call at a time would get two."""
+    model = ask(f"{CALL}{CALL}", XML).bind_tools([add], parallel_tool_calls=False)
+    assert len(model.invoke("one and two and a half?").tool_calls) == 1
+
+
+def test_a_form_comes_after_the_thought_that_a_prompt_has_begun(ask):
+    """The object would stand in the thought, and the answer would be empty."""
+    model = ask("{}", chat_template=TOOLS_TEMPLATE + "<think>\n{# </think> #}")
+    seen = []
+    submit = model.engine.submit
+    model.engine.submit = lambda request, **rest: (seen.append(request), submit(request, **rest))[1]
+    model.invoke("?", response_format={"type": "json_object"})
+    model.invoke("?")
+    forced, free = (model.engine.base.tokenizer.decode(request.prompt) for request in seen)
+    assert forced.endswith("<think>\n\n</think>\n\n")
+    assert free.endswith("<think>\n")
+
+
+def test_an_answer_may_be_about_the_tag(ask):
+    """The rest of such an answer would be gone."""
+    model = ask("Write <think> first.", chat_template=TOOLS_TEMPLATE + "{# </think> #}")
+    assert model.invoke("?").content == "Write <think> first."
 
 
 def test_a_forced_call_is_enforced_on_such_a_base_as_well(ask):

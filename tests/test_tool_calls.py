@@ -89,6 +89,7 @@ ANSWERS = {
     "broken": call(arguments='{"a": }'),
     "no json": "<tool_call>\nnonsense\n</tool_call>",
     "no object": call(arguments="[1]"),
+    "no name": '<tool_call>\n{"foo": 1}\n</tool_call>',
 }
 
 

@@ -1,10 +1,10 @@
 """Products with frozen weights, laid out the fastest way that this machine has.
 
 On a CPU a token that is decoded spends its time on reading weights, so for decoding they are small:
-NF4 where our kernel for it runs, else int8. A prompt spends it on
-multiplying, so there they are bfloat16 in oneDNN's own layout, or plain float32 where the processor
-does not multiply bfloat16. Up to how many decoding rows the small weights serve is measured with
-the base's own when they are laid out.
+NF4 where our kernel for it runs, else int8. A prompt spends it on multiplying, so there they are
+bfloat16 in oneDNN's own layout, or plain float32 where the processor does not multiply bfloat16. Up
+to how many decoding rows the small weights serve is measured with the base's own when they are laid
+out.
 
 All these kernels but plain float32 compute a row with the same bits whatever the number of rows.
 Which one computes a token depends on whether the token is decoded or read, not on how many others
@@ -136,7 +136,10 @@ class Kernels:
         return OneDnn(weight, bias) if fits else Dense(weight, bias)
 
     def lay_out_small(self, weight: Tensor, bias: Tensor | None = None) -> Product:
-        """Lay out a weight of the base for decoding; what is NF4 already is not rounded again."""
+        """Lay out a weight of the base for decoding; what is NF4 already is not rounded again.
+
+        A layer whose shape our kernel does not take is rounded to int8 all the same.
+        """
         packed = SmallNf4.of(weight, bias) if self.small == "nf4" else None
         return packed or Int8.of(weight, bias)
 

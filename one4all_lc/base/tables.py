@@ -58,7 +58,10 @@ class Table:
                     pair = adapters[identity].factors.get(name)
                     if pair is None:
                         continue
-                    a, b = (_filled(factor).contiguous() for factor in (pair[0], pair[1].t()))
+                    a, b = pair[0], pair[1].t()
+                    if _in_pairs(group):
+                        a, b = _filled(a), _filled(b)
+                    a, b = a.contiguous(), b.contiguous()
                     kept += [a, b]
                     place = (a.shape[0], outputs.start, b.shape[1], bits_of(weight))
                     row.append((a.data_ptr(), b.data_ptr(), *place))
@@ -69,6 +72,11 @@ class Table:
                 pairs[i, : len(row)] = torch.tensor(row)
         used = tuple(adapters[identity] for identity, _ in mixture)
         return cls(pairs, used, tuple(kept), pairs[:, :, 2].amax(1))
+
+
+def _in_pairs(group: Group) -> bool:
+    """Whether all widths of a group are what a kernel takes that computes in pairs."""
+    return all(width % lora.WIDTH == 0 for width in (group.in_features, *group.widths))
 
 
 def _filled(factor: Tensor) -> Tensor:
@@ -85,27 +93,26 @@ class TableSegment:
         tokens: Which of the forward's tokens.
         units: As `lora.add` takes them.
         tables: Those that the units point to.
-        groups: Number and largest rank of each group that adapters add to, by its first module
-            path.
-        in_pairs: As `lora.add` takes it.
+        groups: Number and largest rank of each group that adapters add to, and whether it is
+            computed in pairs, by its first module path.
     """
 
     tokens: slice
     units: Tensor
     tables: tuple[Table, ...]
-    groups: Mapping[str, tuple[int, int]]
-    in_pairs: bool
+    groups: Mapping[str, tuple[int, int, bool]]
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
         group = self.groups.get(name)
-        if group is not None:
-            if (
-                not x.shape[0] == y.shape[0] == self.tokens.stop
-            ):  # a kernel reads what it is told to
-                msg = f"{name} is given {x.shape[0]} tokens of {self.tokens.stop}"
-                raise IndexError(msg)
-            lora.add(x.contiguous(), y, self.units, *group, in_pairs=self.in_pairs)
+        if group is None:
+            return
+        # A kernel reads what it is told to.
+        if not x.shape[0] == y.shape[0] == self.tokens.stop:
+            msg = f"{name} is given {x.shape[0]} tokens of {self.tokens.stop}"
+            raise IndexError(msg)
+        number, rank, in_pairs = group
+        lora.add(x.contiguous(), y, self.units, number, rank, in_pairs=in_pairs)
 
 
 class Tables:
@@ -117,10 +124,9 @@ class Tables:
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
-        self._numbers = [(group.names[0], i) for i, group in enumerate(groups)]
-        # The base decides, not the adapters at hand: a row must not depend on its company.
-        widths = {width for group in groups for width in (group.in_features, *group.widths)}
-        self._in_pairs = all(width % lora.WIDTH == 0 for width in widths)
+        # The base decides what is computed in pairs, not the adapters at hand: a row must not
+        # depend on its company.
+        self._numbers = [(group.names[0], i, _in_pairs(group)) for i, group in enumerate(groups)]
         self._tables: OrderedDict[Mixture, Table] = OrderedDict()
 
     @property
@@ -153,10 +159,11 @@ class Tables:
             return []
         ranks = torch.stack([table.ranks for table in tables]).amax(0).tolist()
         groups = {
-            name: (i, rank) for (name, i), rank in zip(self._numbers, ranks, strict=True) if rank
+            name: (i, rank, in_pairs)
+            for (name, i, in_pairs), rank in zip(self._numbers, ranks, strict=True)
+            if rank
         }
-        everyone = slice(0, first)
-        return [TableSegment(everyone, torch.tensor(units), tuple(tables), groups, self._in_pairs)]
+        return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups)]
 
     def keep(self, identities: Container[str]) -> None:
         """Let go of adapters that are not among these any more."""

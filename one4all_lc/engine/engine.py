@@ -280,7 +280,7 @@ class Engine:
     def _emit(self, jobs: Sequence[Job], rows: Sequence[RowInput], logits: Tensor) -> None:
         """Give everybody who is past the prompt a token."""
         counts = [len(job.tokens) for job in jobs]
-        chosen = likeliest(logits, [job.sampler for job in jobs], counts, self._end_tokens)
+        chosen = likeliest(logits, [job.sampler for job in jobs], counts)
         given = 0
         for i, (job, row) in enumerate(zip(jobs, rows, strict=True)):
             job.prefilled = max(job.prefilled, row.start + len(row.tokens))

@@ -1,6 +1,6 @@
 """Choosing the next tokens, by transformers' own processors."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Sampler:
     ) -> None:
         self._matcher, self._closing = matcher, closing
         self._draws = sampling.temperature > 0
-        self._min_tokens, self._end_tokens = sampling.min_tokens, sorted(end_tokens)
+        self._min_tokens, self.end_tokens = sampling.min_tokens, sorted(end_tokens)
         self._generator: torch.Generator | None = None
         if sampling.seed is not None:
             self._generator = torch.Generator(device).manual_seed(sampling.seed)
@@ -91,14 +91,14 @@ class Sampler:
             allowed = torch.ones(vocabulary, dtype=torch.bool)
         else:
             allowed = self._matcher.allowed(vocabulary, closing=count >= self._closing)
-        ends = torch.tensor(self._end_tokens if early else [], dtype=torch.long)
+        ends = torch.tensor(self.end_tokens if early else [], dtype=torch.long)
         longer = allowed.index_fill(0, ends, value=False)
         # A form that is complete ends, however short.
         return ~(longer if longer.any() else allowed).to(device)
 
     def must_go_on(self, count: int) -> bool:
         """Whether an answer of `count` tokens is too short to end."""
-        return count < self._min_tokens and bool(self._end_tokens)
+        return count < self._min_tokens and bool(self.end_tokens)
 
     @property
     def has_form(self) -> bool:
@@ -114,7 +114,7 @@ class Sampler:
 
 
 def likeliest(
-    logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int], end_tokens: Collection[int]
+    logits: Tensor, samplers: Sequence[Sampler], counts: Sequence[int]
 ) -> list[int | None]:
     """Return the next tokens of all rows that take the likeliest, at once; None for the others.
 
@@ -122,7 +122,6 @@ def likeliest(
         logits: Shape (rows, vocabulary); forbidden tokens are overwritten.
         samplers: One a row.
         counts: How many tokens each row has chosen.
-        end_tokens: The tokens that end an answer.
     """
     rows = [i for i, sampler in enumerate(samplers) if sampler.likeliest_only]
     if not rows:
@@ -134,7 +133,8 @@ def likeliest(
         logits[i].masked_fill_(forbidden, -torch.inf)
     short = [i for i in rows if i not in formed and samplers[i].must_go_on(counts[i])]
     if short:
-        logits[torch.tensor(short)[:, None], torch.tensor(list(end_tokens))] = -torch.inf
+        ends = samplers[short[0]].end_tokens  # an engine's, so everybody's
+        logits[torch.tensor(short)[:, None], torch.tensor(ends)] = -torch.inf
     values, tokens = logits.max(-1)
     finite = torch.isfinite(values).tolist()
     # What is not finite is left to `choose`, which says so.

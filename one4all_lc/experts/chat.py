@@ -20,7 +20,7 @@ from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import OPTIONS, Options
 from one4all_lc.experts.replies import Reply
 from one4all_lc.experts.structured import Method, structured
-from one4all_lc.experts.templates import reasons
+from one4all_lc.experts.templates import reasons, thought_over
 from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
@@ -222,6 +222,8 @@ class ChatExpert(EngineChatModel):
             tools=options.tools,
             instruction=options.instruction,
         )
+        if options.forced:
+            prompt += thought_over(tokenizer, prompt)
         sampling = self._sampling(card.generation if card else {}, stop, settings)
         timeout = settings.get("timeout", self.timeout)
         request = Request(
@@ -230,10 +232,10 @@ class ChatExpert(EngineChatModel):
             sampling,
             timeout,
             options.grammar,
-            special_tokens=options.template is not None,
+            special_tokens=options.special_tokens,
         )
         reader = options.reader(lambda: str(tokenizer.decode(prompt)))
-        return Reply(self.engine.submit(request), reader)
+        return Reply(self.engine.submit(request), reader, self.engine.base.end_tokens)
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]

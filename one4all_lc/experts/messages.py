@@ -76,7 +76,9 @@ def _turn(message: BaseMessage, *, native_tools: bool) -> Turn:
                 {"type": "function", "function": {"name": call["name"], "arguments": call["args"]}}
                 for call in message.tool_calls
             ]
-            return {"role": role, "content": text, "tool_calls": calls}
+            thought = message.additional_kwargs.get("reasoning_content")
+            said = {"reasoning_content": thought} if thought else {}
+            return {"role": role, "content": text, "tool_calls": calls, **said}
         text = "\n".join(filter(None, [text, written(message.tool_calls)]))
     return {"role": role, "content": text}
 

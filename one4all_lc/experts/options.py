@@ -10,8 +10,13 @@ from langchain_core.utils.function_calling import convert_to_json_schema
 from one4all_lc.engine.grammar import Grammar
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.reading import CallReader, Reader, TextReader
-from one4all_lc.experts.templates import CALLS, TemplateReader, response_template
-from one4all_lc.experts.tool_calls import Tool, calling, chosen, writes_calls
+from one4all_lc.experts.templates import (
+    TemplateReader,
+    needs_special_tokens,
+    reads_written_calls,
+    response_template,
+)
+from one4all_lc.experts.tool_calls import CALLS, Tool, calling, chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +37,8 @@ class Options:
         many: Whether it may hold several.
         schema: Of an answer that is JSON; None for words.
         template: How the base's tokenizer reads what is not forced; None for text and calls alone.
-        foreign: Whether the base writes calls in a way that only the template knows.
+        free_calls: Whether calls come in a form of the base's own, which is read and not enforced.
+        special_tokens: Whether reading the answer takes the tokenizer's special tokens.
     """
 
     tools: Sequence[Tool] = ()
@@ -40,7 +46,8 @@ class Options:
     many: bool = True
     schema: Mapping[str, Any] | None = None
     template: Mapping[str, Any] | None = None
-    foreign: bool = False
+    free_calls: bool = False
+    special_tokens: bool = False
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase") -> "Options":
@@ -65,13 +72,14 @@ class Options:
             settings.get("parallel_tool_calls") is not False,
             None if form is None else _schema(form),
             template,
-            CALLS in (template or {}).get("fields", {}) and not writes_calls(tokenizer),
+            _reads_calls(template) and not reads_written_calls(template or {}),
+            needs_special_tokens(template, tokenizer),
         )
 
     @property
     def grammar(self) -> Grammar | None:
         """The form that the answer has; None for plain text."""
-        if self.tools and not self.foreign:
+        if self.tools and not self.free_calls:
             return calling(self.tools, must=self.must, many=self.many, schema=self.schema)
         return None if self.schema is None else Grammar.json_schema(self.schema)
 
@@ -82,13 +90,22 @@ class Options:
             return ""
         return _FORM.format(schema=json.dumps(self.schema, ensure_ascii=False))
 
+    @property
+    def forced(self) -> bool:
+        """Whether the answer has its form from the first token on."""
+        return self.must or self.schema is not None
+
     def reader(self, prompt: Callable[[], str]) -> Reader:
         """Return what reads the answer to a prompt."""
-        fields = (self.template or {}).get("fields", {})
-        inner: Reader = CallReader() if self.tools and CALLS not in fields else TextReader()
+        ours = self.tools and not _reads_calls(self.template)
+        inner: Reader = CallReader() if ours else TextReader()
         if self.template is None:
             return inner
-        return TemplateReader(self.template, prompt(), self.tools, inner)
+        return TemplateReader(self.template, prompt(), self.tools, inner, many=self.many)
+
+
+def _reads_calls(template: Mapping[str, Any] | None) -> bool:
+    return CALLS in (template or {}).get("fields", {})
 
 
 def _schema(form: Any) -> dict[str, Any]:

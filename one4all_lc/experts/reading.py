@@ -9,6 +9,7 @@ from typing import Protocol
 
 from langchain_core.messages import AIMessage, AIMessageChunk
 from langchain_core.messages.tool import tool_call_chunk
+from langchain_core.utils.json import parse_partial_json
 
 from one4all_lc.experts.tool_calls import CLOSE, OPEN
 
@@ -21,8 +22,8 @@ class Reader(Protocol):
     def push(self, text: str) -> Iterator[AIMessageChunk]:
         """Add text; yield what has become certain."""
 
-    def finish(self) -> Iterator[AIMessageChunk]:
-        """Yield what is left."""
+    def finish(self, *, ended: bool = True) -> Iterator[AIMessageChunk]:
+        """Yield what is left; `ended`: the base has ended the answer, it was not cut off."""
 
 
 class TextReader:
@@ -32,7 +33,7 @@ class TextReader:
         """Yield the text."""
         yield from text_chunk(text)
 
-    def finish(self) -> Iterator[AIMessageChunk]:
+    def finish(self, *, ended: bool = True) -> Iterator[AIMessageChunk]:
         """Yield nothing: nothing is held back."""
         yield from ()
 
@@ -71,10 +72,10 @@ class Spacing:
         return self._gap if self.alone else ""
 
 
-def read(reader: Reader, text: str) -> AIMessage:
+def read(reader: Reader, text: str, *, ended: bool = True) -> AIMessage:
     """Return a whole answer as a message."""
     message = AIMessageChunk(content="")
-    for chunk in (*reader.push(text), *reader.finish()):
+    for chunk in (*reader.push(text), *reader.finish(ended=ended)):
         message = message + chunk
     return AIMessage(
         content=message.content,
@@ -113,7 +114,7 @@ class CallReader:
             if (self._state, self._text) == before:
                 return
 
-    def finish(self) -> Iterator[AIMessageChunk]:
+    def finish(self, *, ended: bool = True) -> Iterator[AIMessageChunk]:
         """Yield what is left: a call that was not closed is an invalid one."""
         if self._state == "text":
             yield from text_chunk(self._spacing.push(self._text) + self._spacing.finish())
@@ -175,12 +176,21 @@ class CallReader:
             arguments = call.get("arguments", call.get("parameters", {}))
             return self._chunk(str(call["name"]), json.dumps(arguments), self._id)
         except (ValueError, AttributeError, KeyError, TypeError):
-            return self._chunk(None, body.strip(), self._id)
+            return self._chunk(None, unfit(body.strip()), self._id)
 
     def _chunk(self, name: str | None, args: str, id_: str | None) -> AIMessageChunk:
         self._args = self._args + args if name is None else args
         part = tool_call_chunk(name=name, args=args, id=id_, index=self._calls)
         return AIMessageChunk(content="", tool_call_chunks=[part])
+
+
+def unfit(args: str) -> str:
+    """Return the text of a call that is none, so that LangChain makes no call of it."""
+    try:
+        parsed = parse_partial_json(args)
+    except ValueError:
+        return args
+    return args + _spoiling(args) if isinstance(parsed, dict) else args
 
 
 def _spoiling(args: str) -> str:

@@ -24,28 +24,34 @@ class Reply:
     Attributes:
         handle: The engine's.
         reader: What makes messages of its text.
+        end_tokens: The tokens that end an answer; one that ends otherwise was cut off.
     """
 
     handle: Handle
     reader: Reader
+    end_tokens: frozenset[int]
 
     def chunks(self) -> Iterator[ChatGenerationChunk]:
         """Yield what can be said, as it comes."""
         for piece in self.handle:
             yield from map(_chunk, self.reader.push(piece.text))
-        yield from map(_chunk, self.reader.finish())
+        yield from map(_chunk, self.reader.finish(ended=self._ended(self.handle.result())))
 
     async def achunks(self) -> AsyncIterator[ChatGenerationChunk]:
         """Yield what can be said, as it comes."""
         async for piece in self.handle:
             for message in self.reader.push(piece.text):
                 yield _chunk(message)
-        for message in self.reader.finish():
+        ended = self._ended(await self.handle.aresult())
+        for message in self.reader.finish(ended=ended):
             yield _chunk(message)
 
     def message(self, completion: Completion) -> AIMessage:
         """Return the whole answer."""
-        return read(self.reader, completion.text)
+        return read(self.reader, completion.text, ended=self._ended(completion))
+
+    def _ended(self, completion: Completion) -> bool:
+        return bool(completion.tokens) and completion.tokens[-1] in self.end_tokens
 
 
 def consulted(
@@ -55,8 +61,9 @@ def consulted(
     if not choice.consulted:
         return choice, messages
     said = {
-        expert.name: reply.message(completion).text
+        expert.name: text
         for expert, (reply, completion) in zip(choice.consulted, answers, strict=True)
+        if (text := reply.message(completion).text).strip()
     }
     asked = joined(question_of(messages), said)
     spent = functools.reduce(add_usage, (usage_of(completion) for _, completion in answers))

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
+CALLS = "tool_calls"
+"""What response templates call the part of an answer that calls tools."""
+
 Tool = Mapping[str, Any]
 """A tool as OpenAI's API writes it."""
 
@@ -42,13 +45,14 @@ To call one, answer with its name and arguments as a JSON object:
 
 def knows_tools(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer renders tools itself, and its calls can be read again."""
-    reads = "tool_calls" in (getattr(tokenizer, "response_template", None) or {}).get("fields", {})
-    return "tools" in str(tokenizer.chat_template or "") and (reads or writes_calls(tokenizer))
+    reads = CALLS in (getattr(tokenizer, "response_template", None) or {}).get("fields", {})
+    return "tools" in str(tokenizer.chat_template or "") and (reads or _writes_calls(tokenizer))
 
 
-def writes_calls(tokenizer: "PreTrainedTokenizerBase") -> bool:
+def _writes_calls(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Whether a tokenizer's chat template writes calls as they are written here."""
-    return OPEN in str(tokenizer.chat_template or "")
+    template = str(tokenizer.chat_template or "")
+    return OPEN in template and "<function=" not in template  # Qwen3-Coder's are no JSON
 
 
 def described(tools: Sequence[Tool]) -> str:

@@ -43,12 +43,13 @@ def silu_gate(joined: Tensor) -> Tensor:
     """Map (..., 2 * features), gates and then values, contiguous, to (..., features)."""
     size = joined.shape[-1] // 2
     y = joined.new_empty(*joined.shape[:-1], size)
+    rows = y.numel() // size
     _gate(
         joined.dtype,
-        y.numel() // size,
+        rows,
         joined.data_ptr(),
         y.data_ptr(),
         size,
-        parallel=y.numel() > _ALONE,
+        parallel=rows > 1 and y.numel() > _ALONE,
     )
     return y

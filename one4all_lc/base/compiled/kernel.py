@@ -30,6 +30,7 @@ class Kernel:
     Args:
         function: It uses only what Numba compiles.
         fits: Tells for which types this processor runs it; None for all of them.
+        early: Whether `compile_all` compiles it: not what few bases need.
     """
 
     _all: ClassVar[list["Kernel"]] = []
@@ -38,18 +39,20 @@ class Kernel:
         self,
         function: Callable[[Any], None],
         fits: Callable[[torch.dtype], bool] | None = None,
+        *,
+        early: bool = True,
     ) -> None:
         self._all.append(self)
         self._function = function
-        self._fits = fits or (lambda _: True)
+        self._fits, self._early = fits or (lambda _: True), early
         self._compiled: dict[torch.dtype, _Compiled] = {}
 
     @classmethod
     def where(
-        cls, fits: Callable[[torch.dtype], bool]
+        cls, fits: Callable[[torch.dtype], bool], *, early: bool = True
     ) -> Callable[[Callable[[Any], None]], "Kernel"]:
         """Make a function a kernel for some types, or some processors, alone."""
-        return lambda function: cls(function, fits)
+        return lambda function: cls(function, fits, early=early)
 
     def __call__(
         self, dtype: torch.dtype, units: int, *arguments: int, parallel: bool = True
@@ -79,13 +82,20 @@ class Kernel:
 
     @classmethod
     def compile_all(cls, dtype: torch.dtype) -> None:
-        """Compile every kernel that was imported: the first request shall not wait for it."""
+        """Compile the kernels that were imported: the first request shall not wait for it."""
         for kernel in cls._all:
-            if kernel._fits(dtype):
+            if kernel._early and kernel._fits(dtype):
                 kernel.compile(dtype)
 
     def compile(self, dtype: torch.dtype) -> "_Compiled":
-        """Compile it for a type, or read what was compiled before."""
+        """Compile it for a type, or read what was compiled before.
+
+        Raises:
+            TypeError: This processor cannot run it on that type; to try would end the process.
+        """
+        if not self._fits(dtype):
+            msg = f"{self._function.__name__} does not run on {dtype} here"
+            raise TypeError(msg)
         if dtype not in self._compiled:
             from numba import cfunc
             from numba import types as kinds

@@ -4,7 +4,7 @@
     y += h @ B       (tokens, out)      B of shape (rank, out)
 
 Neighbours that share a mixture are a unit of work. Where the processor multiplies pairs of bfloat16
-that is what computes both products, four tokens at once, h rounded as PEFT rounds it. Elsewhere,
+that is what computes both products, four tokens at once, h rounded as it is in PEFT. Elsewhere,
 and for ranks and widths that do not fit, a few tokens are computed with the factors as they lie in
 memory, since reading them is what it costs; for many they are made float32 first.
 """
@@ -275,7 +275,7 @@ def add(
         y: Shape (rows, out), contiguous.
         units: Shape (units, 5), int64: first row, number of rows up to `DECODED` or `READ`, address
             of their mixture's table, how many factor pairs that has for each group of layers, and 1
-            for rows of a prompt, 0 for decoded ones: they come out alike, but for the last bit.
+            for rows of a prompt, 0 for decoded ones: without pairs they differ in the last bit.
             A table has `FIELDS` int64 a pair; a pair of rank 0 adds nothing.
         group: Which group of layers x is the input of.
         rank: The largest.

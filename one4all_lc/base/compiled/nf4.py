@@ -42,6 +42,8 @@ STEPS, VECTORS = 8, 2
 INPUTS = BLOCK // STEPS
 STEP_BYTES = VECTORS * BYTES
 CODE_BYTES = STEPS * STEP_BYTES
+PAIR_BYTES = INPUTS // 2 * CODE_BYTES
+"""A block's codes as bfloat16."""
 BLOCK_BYTES = CODE_BYTES + VECTORS * BYTES
 
 FEW, MOST = 8, 12
@@ -163,8 +165,8 @@ def _many(code: Code, rows: int, *arguments: Any) -> None:
 
 @written
 def _many_rows(code: Code, rows: Any, *arguments: Any) -> None:
-    """Multiply up to `MOST` rows with one block, and add to their totals."""
-    least = (FEW + 1) // 2
+    """Multiply rows, half of `MOST` at least, with one block, and add to their totals."""
+    least = MOST // 2  # more than `FEW` rows are split evenly
     code.either(
         rows,
         {n: lambda n=n: _many(code, n, *arguments) for n in range(least, MOST + 1)},  # type: ignore[misc]
@@ -201,14 +203,14 @@ def _unit(x: Any, weight: Any, rows: Any, features: Any, pairs: Any, totals: Any
             done, groups = done + n, groups - 1
 
 
-@Kernel.where(fits)
+@Kernel.where(fits, early=False)
 def _multiply(pointer: Any) -> None:
     arguments = carray(integers(pointer), 8)
     count, rows, features, outputs = arguments[1], arguments[2], arguments[3], arguments[4]
     x, weight, y = arguments[5], arguments[6], arguments[7]
     blocks = features // BLOCK
     unit_bytes = blocks * BLOCK_BYTES
-    turned = STEPS * INPUTS // 2 * VECTORS * BYTES // 4
+    turned = PAIR_BYTES // 4
     buffer = np.zeros(turned + max(rows, 2 * FEW) * OUTPUTS + BYTES // 4, np.float32)
     pairs = _aligned(buffer)
     totals = buffer[pairs + turned :]
@@ -220,6 +222,7 @@ def _multiply(pointer: Any) -> None:
             break
         if rows <= FEW:
             units = units_of(rows)
+            # Of an odd number the last but one is computed twice, to the same bits.
             first = min(taken * units, outputs // OUTPUTS - units)
             place = weight + first * unit_bytes
             _few_rows((rows, x, 2 * features, place, unit_bytes, blocks, to_totals))

@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 LANES, BYTES = 16, 64
@@ -41,7 +42,7 @@ ZEROS = ir.Constant(FLOATS, [ir.Constant(ir.FloatType(), 0.0)] * LANES)
 def multiplies_pairs() -> bool:
     """Whether this processor has the instruction, and Numba compiles for this processor."""
     told_otherwise = config.CPU_NAME or config.CPU_FEATURES
-    return not told_otherwise and bool(binding.get_host_cpu_features().get("avx512bf16"))
+    return not told_otherwise and "+avx512bf16" in get_host_cpu_features().split(",")
 
 
 def fits(dtype: torch.dtype) -> bool:
@@ -125,7 +126,7 @@ class Code:
         ]
 
     def rounded(self, low: Any, high: Any) -> Any:
-        """Return two vectors of float32 as 32 bfloat16, to nearest even."""
+        """Return two vectors of float32 as 32 bfloat16, rounded as `elements.narrow` does."""
         build = self.builder
         one, most, by = (
             ir.Constant(_WORDS, [ir.Constant(_WORD, value)] * LANES) for value in (1, 0x7FFF, 16)
