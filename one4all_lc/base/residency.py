@@ -15,6 +15,7 @@ from one4all_lc.folder import Expert
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
     from one4all_lc.base.lora import Adapter
 
@@ -209,14 +210,33 @@ def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adap
             "expert in the library to use the new weights."
         )
         raise UnfitExpert(msg)
-    tensors = load(content)
+    return Adapter(expert.identity, _factors(expert, load(content), device, dtype))
+
+
+def _factors(
+    expert: Expert, tensors: "dict[str, Tensor]", device: "torch.device", dtype: "torch.dtype"
+) -> "dict[str, tuple[Tensor, Tensor]]":
+    """Return the factors of every module, the scale in B.
+
+    Those of one shape are scaled together: hundreds of small operations would hold up the thread
+    that decodes.
+    """
+    import torch
+
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for module in expert.factors:
+        alike.setdefault(tuple(tensors[_name(module, "B")].shape), []).append(module)
     factors = {}
-    for module, factor in expert.factors.items():
-        prefix = f"base_model.model.{module}.lora_"
-        a, b = tensors[f"{prefix}A.weight"], tensors[f"{prefix}B.weight"]
-        factors[module] = (
-            a.to(device, dtype).contiguous(),
-            # Transposed: kernels read the outputs of one rank side by side.
-            (b.float() * factor.scale).to(device, dtype).t().contiguous().t(),
-        )
-    return Adapter(expert.identity, factors)
+    for modules in alike.values():
+        scales = torch.tensor([expert.factors[module].scale for module in modules], device=device)
+        wide = torch.stack([tensors[_name(module, "B")] for module in modules]).to(device).float()
+        # Transposed: kernels read the outputs of one rank side by side.
+        scaled = (wide * scales[:, None, None]).to(dtype).transpose(1, 2).contiguous()
+        for module, b in zip(modules, scaled.unbind(), strict=True):
+            a = tensors[_name(module, "A")].to(device, dtype).contiguous()
+            factors[module] = (a, b.t())
+    return factors
+
+
+def _name(module: str, factor: str) -> str:
+    return f"base_model.model.{module}.lora_{factor}.weight"
