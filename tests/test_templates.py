@@ -133,7 +133,7 @@ CASES = {
     "after a broken one": (
         ONE,
         '[C]{bad[/C]\n[C]{"name": "add", "arguments": {"a": 1}}[/C][T]done[/T]',
-        ("done", None, [("add", {"a": 1})], [(None, "{bad")]),
+        ("done", None, [("add", {"a": 1})], [(None, "{bad}}")]),
     ),
     "nameless": (ONE, '[C]{"nam": "add"}[/C]', ("", None, [], [(None, '{"nam": "add"}}}')])),
     "no text": (ONE, "<think>2 <", ("", "2 <", [], [])),
