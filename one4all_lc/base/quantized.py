@@ -29,7 +29,7 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
 class SmallNf4:
     """An NF4 weight as our own kernel reads it, for processors with AVX512-BF16.
 
-    bitsandbytes has one for such processors as well; for 32 rows it takes a quarter longer.
+    bitsandbytes has one for such processors as well, made for fewer rows.
     """
 
     def __init__(self, weight: Tensor, shape: tuple[int, int], bias: Tensor | None = None) -> None:
