@@ -30,12 +30,21 @@ class Recording:
     Args:
         steps: What is done.
         result: Where the last of them leave what the function returned.
-        kept: What lies at the addresses that our kernels' calls hold.
+        memory: Of what they make.
+        kept: What else they point to: our kernels' calls hold addresses alone.
     """
 
-    def __init__(self, steps: list[Callable[[], object]], result: Tensor, kept: object) -> None:
-        self._steps, self._result, self._kept = steps, result, kept
+    def __init__(
+        self, steps: list[Callable[[], object]], result: Tensor, memory: "_Memory", kept: object
+    ) -> None:
+        self._steps, self._result, self._memory, self._kept = steps, result, memory, kept
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of what its steps make."""
+        return self._memory.memory_bytes
+
+    @torch.inference_mode()
     def run(self) -> Tensor:
         """Do it all again; return what the next run overwrites."""
         for step in self._steps:
@@ -60,9 +69,9 @@ def record(function: Callable[[], Tensor]) -> tuple[Tensor, Recording | None]:
     result = found.clone()
     if recorder.looks:
         return result, None
-    recording = Recording(recorder.steps, found, (recorder.memory, recorder.kept))
+    recording = Recording(recorder.steps, found, recorder.memory, recorder.kept)
     recorder.memory.spoil()
-    same = torch.equal(recording.run(), result)
+    same = torch.allclose(recording.run(), result, rtol=0, atol=0, equal_nan=True)
     return result, recording if same else None
 
 
@@ -91,6 +100,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = operation(*args, **kwargs)
         given = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
         self.looks |= _looks(operation, given)
+        if self.looks:  # no recording will be made
+            return result
         if operation._schema.is_mutable:
             self.steps.append(self._again(operation, args, kwargs))
             return result
@@ -195,6 +206,11 @@ class _Memory:
         if _place(tensor) not in self._blocks:
             return tensor
         return tensor.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all blocks."""
+        return sum(block.nbytes for block in self._blocks.values())
 
     def spoil(self) -> None:
         """Overwrite everything: what is not computed anew shall be seen."""
