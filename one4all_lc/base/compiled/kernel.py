@@ -128,6 +128,11 @@ def noting(note: Callable[[Callable[[], None]], object]) -> Iterator[None]:
 class _Call:
     """A kernel with its arguments."""
 
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return self._compiled.name
+
     __slots__ = ("_compiled", "_given", "_pointer", "_run")
 
     def __init__(self, compiled: "_Compiled", given: "array[int]", *, parallel: bool) -> None:

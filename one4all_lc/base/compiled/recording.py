@@ -24,20 +24,26 @@ _DEPENDS_ON_DATA = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sh
 _MAKES_ROOM = {"aten::empty", "aten::new_empty", "aten::empty_like", "aten::empty_strided"}
 
 
+Step = Callable[[], object]
+"""One of our kernels with its arguments, or one of torch's operations with its own."""
+
+
 class Recording:
     """A function's operations, and where its result is found after each run.
 
-    Args:
-        steps: What is done.
+    Attributes:
+        steps: What is done, in this order.
         result: Where the last of them leave what the function returned.
+
+    Args:
+        steps: See there.
+        result: See there.
         memory: Of what they make.
         kept: What else they point to: our kernels' calls hold addresses alone.
     """
 
-    def __init__(
-        self, steps: list[Callable[[], object]], result: Tensor, memory: "_Memory", kept: object
-    ) -> None:
-        self._steps, self._result, self._memory, self._kept = steps, result, memory, kept
+    def __init__(self, steps: list[Step], result: Tensor, memory: "_Memory", kept: object) -> None:
+        self.steps, self.result, self._memory, self._kept = steps, result, memory, kept
 
     @property
     def memory_bytes(self) -> int:
@@ -47,9 +53,9 @@ class Recording:
     @torch.inference_mode()
     def run(self) -> Tensor:
         """Do it all again; return what the next run overwrites."""
-        for step in self._steps:
+        for step in self.steps:
             step()
-        return self._result
+        return self.result
 
 
 @torch.inference_mode()
@@ -87,7 +93,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[Callable[[], object]] = []
+        self.steps: list[Step] = []
         self.kept: list[object] = []
         self.looks = False
         self.memory = _Memory()
@@ -99,14 +105,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
         given = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
-        self.looks |= _looks(operation, given)
+        made, spec = tree_flatten(result)
+        self.looks |= _looks(operation, given, made)
         if self.looks:  # no recording will be made
             return result
         if operation._schema.is_mutable:
             self.steps.append(self._again(operation, args, kwargs))
             return result
         places = {_place(item) for item in given}
-        made, spec = tree_flatten(result)
         if all(_place(item) in places for item in made):
             for view in made:
                 self._keep(view)
@@ -125,9 +131,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = tree_map_only(Tensor, self.memory.lasting, (args, kwargs))
         return functools.partial(operation, *args, **kwargs)
 
-    def _into(
-        self, operation: Any, args: Any, kwargs: Any, made: Sequence[Tensor]
-    ) -> Callable[[], object]:
+    def _into(self, operation: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> Step:
         """Return an operation that makes tensors as a step that fills those it made first."""
         places = [self.memory.lasting(item) for item in made]
         again = self._again(operation, args, kwargs)
@@ -137,16 +141,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with contextlib.suppress(RuntimeError, TypeError):  # it takes other arguments
                 step()
                 return step
-
-        def fill() -> None:
-            for place, item in zip(places, tree_flatten(again())[0], strict=True):
-                place.copy_(item)
-
-        return fill
+        return functools.partial(_fill, places, again)
 
 
-def _looks(operation: Any, given: Sequence[Tensor]) -> bool:
+def _fill(places: Sequence[Tensor], operation: Callable[[], Any]) -> None:
+    """Put what an operation makes into places."""
+    for place, item in zip(places, tree_flatten(operation())[0], strict=True):
+        place.copy_(item)
+
+
+def _looks(operation: Any, given: Sequence[Tensor], made: Sequence[Any]) -> bool:
     """Whether what an operation computes decides what Python does next, or a shape."""
+    if not all(isinstance(item, Tensor) for item in made):
+        return True
     if _DEPENDS_ON_DATA.isdisjoint(operation.tags):
         return False
     by_number = all(item.dtype != torch.bool for item in given[1:])
