@@ -14,8 +14,11 @@ from one4all_lc.base.tables import TableSegment
 
 _log = logging.getLogger(__name__)
 
-_MOST = 8
+_MOST = 16
 """Recordings that are kept: each has the memory of one forward."""
+
+_WORTH = 2
+"""A step is recorded when it comes for this time: recording takes as long as three steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Replay:
 
     def __init__(self, forward: Callable[[Tokens, Plan], Tensor]) -> None:
         self._forward = forward
-        self._steps: OrderedDict[object, _Step] = OrderedDict()
+        self._steps: OrderedDict[object, _Step | int] = OrderedDict()  # or how often it came
         self._possible = True
 
     def __call__(self, tokens: Tokens, plan: Plan, place: object) -> Tensor:
@@ -58,10 +61,13 @@ class Replay:
         if not self._possible:
             return self._forward(tokens, plan)
         key = (len(tokens.ids), place, _kind(plan))
-        step = self._steps.pop(key, None)
-        if step is not None:
+        step = self._steps.pop(key, 0)
+        if isinstance(step, _Step):
             self._steps[key] = step
             return step.run(tokens, plan)
+        if step + 1 < _WORTH:
+            self._keep(key, step + 1)
+            return self._forward(tokens, plan)
         step = _Step(tokens, plan)
         logits, recording = record(lambda: self._forward(step.tokens, step.plan))
         if recording is None:
@@ -69,10 +75,13 @@ class Replay:
             self._possible = False
         else:
             step.recording = recording
-            self._steps[key] = step
-            if len(self._steps) > _MOST:
-                self._steps.popitem(last=False)
+            self._keep(key, step)
         return logits
+
+    def _keep(self, key: object, step: "_Step | int") -> None:
+        self._steps[key] = step
+        if len(self._steps) > _MOST:
+            self._steps.popitem(last=False)
 
 
 class _Step:

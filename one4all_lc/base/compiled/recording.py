@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 from one4all_lc.base.compiled.kernel import noting
 
@@ -104,9 +103,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation and note it."""
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
-        given = [item for item in tree_flatten((args, kwargs))[0] if isinstance(item, Tensor)]
-        made, spec = tree_flatten(result)
-        self.looks |= _looks(operation, given, made)
+        given, made = _tensors([args, *kwargs.values()]), _tensors([result])
+        self.looks |= _looks(operation, given, result)
         if self.looks:  # no recording will be made
             return result
         if operation._schema.is_mutable:
@@ -117,10 +115,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for view in made:
                 self._keep(view)
             return result
-        made = [self.memory.placed(item) for item in made]
+        result = _mapped(self.memory.placed, result)
         if operation._schema.name not in _MAKES_ROOM:
-            self.steps.append(self._into(operation, args, kwargs, made))
-        return tree_unflatten(made, spec)
+            self.steps.append(self._into(operation, args, kwargs, _tensors([result])))
+        return result
 
     def _keep(self, view: Tensor) -> None:
         """Keep a view's memory: it is in use as long as the view is, or for good if not ours."""
@@ -128,8 +126,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.kept.append(view)
 
     def _again(self, operation: Any, args: Any, kwargs: Any) -> functools.partial[Any]:
-        args, kwargs = tree_map_only(Tensor, self.memory.lasting, (args, kwargs))
-        return functools.partial(operation, *args, **kwargs)
+        args = _mapped(self.memory.lasting, args)
+        named = {name: _mapped(self.memory.lasting, item) for name, item in kwargs.items()}
+        return functools.partial(operation, *args, **named)
 
     def _into(self, operation: Any, args: Any, kwargs: Any, made: Sequence[Tensor]) -> Step:
         """Return an operation that makes tensors as a step that fills those it made first."""
@@ -146,13 +145,33 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _fill(places: Sequence[Tensor], operation: Callable[[], Any]) -> None:
     """Put what an operation makes into places."""
-    for place, item in zip(places, tree_flatten(operation())[0], strict=True):
+    for place, item in zip(places, _tensors([operation()]), strict=True):
         place.copy_(item)
 
 
-def _looks(operation: Any, given: Sequence[Tensor], made: Sequence[Any]) -> bool:
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors among values, and in the sequences among them, in their order."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return a value with every tensor in it replaced."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(function, item) for item in value])
+    return value
+
+
+def _looks(operation: Any, given: Sequence[Tensor], result: Any) -> bool:
     """Whether what an operation computes decides what Python does next, or a shape."""
-    if not all(isinstance(item, Tensor) for item in made):
+    if not isinstance(result, Tensor | list | tuple):
         return True
     if _DEPENDS_ON_DATA.isdisjoint(operation.tags):
         return False
