@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,25 +54,25 @@ class Table:
         rows: list[list[tuple[int, ...]]] = []
         for group in groups:
             row: list[tuple[int, ...]] = []
+            in_pairs = _in_pairs(group)
             for name, outputs in members(group):
                 for identity, weight in mixture:
                     pair = adapters[identity].factors.get(name)
                     if pair is None:
                         continue
-                    a, b = pair[0], pair[1].t()
-                    if _in_pairs(group):
-                        a, b = _filled(a), _filled(b)
-                    a, b = a.contiguous(), b.contiguous()
+                    a, b = (_readable(item, in_pairs=in_pairs) for item in (pair[0], pair[1].t()))
                     kept += [a, b]
                     place = (a.shape[0], outputs.start, b.shape[1], bits_of(weight))
                     row.append((a.data_ptr(), b.data_ptr(), *place))
             rows.append(row)
-        pairs = torch.zeros(len(rows), max(map(len, rows)), lora.FIELDS, dtype=torch.long)
+        # Filled by numpy: hundreds of small tensors would hold up those who decode.
+        pairs = np.zeros((len(rows), max(map(len, rows)), lora.FIELDS), np.int64)
         for i, row in enumerate(rows):
             if row:
-                pairs[i, : len(row)] = torch.tensor(row)
+                pairs[i, : len(row)] = row
         used = tuple(adapters[identity] for identity, _ in mixture)
-        return cls(pairs, used, tuple(kept), pairs[:, :, 2].amax(1))
+        ranks = torch.from_numpy(pairs[:, :, 2].max(1, initial=0))
+        return cls(torch.from_numpy(pairs), used, tuple(kept), ranks)
 
 
 def _in_pairs(group: Group) -> bool:
@@ -79,10 +80,12 @@ def _in_pairs(group: Group) -> bool:
     return all(width % lora.WIDTH == 0 for width in (group.in_features, *group.widths))
 
 
-def _filled(factor: Tensor) -> Tensor:
-    """Return a factor (rank, features) whose rank is a multiple of `lora.TOGETHER`."""
-    lacking = -factor.shape[0] % lora.TOGETHER
-    return functional.pad(factor, (0, 0, 0, lacking)) if lacking else factor
+def _readable(factor: Tensor, *, in_pairs: bool) -> Tensor:
+    """Return a factor (rank, features) as the kernel reads it: in pairs it takes several ranks."""
+    lacking = -factor.shape[0] % lora.TOGETHER if in_pairs else 0
+    if lacking:
+        factor = functional.pad(factor, (0, 0, 0, lacking))
+    return factor if factor.is_contiguous() else factor.contiguous()
 
 
 @dataclass(frozen=True, eq=False)
