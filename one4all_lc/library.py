@@ -1,13 +1,16 @@
 """The set of expert folders in use."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from one4all_lc.card import BASE, BaseFacts
+from one4all_lc.card import BASE, BaseFacts, ExpertCard
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.head import CHAT
+
+Bases = BaseFacts | Sequence[BaseFacts] | None
 
 
 class Library:
@@ -18,8 +21,8 @@ class Library:
 
     Args:
         folder: A folder of expert folders, `adapters/` for example; None starts empty.
-        base: The base that will carry them: each expert is checked against it. None checks the
-            folders by themselves.
+        base: The base that will carry them, or several of which each expert fits one: each expert
+            is checked against it. None checks the folders by themselves.
 
     Raises:
         InvalidInput: There is no such folder.
@@ -30,7 +33,7 @@ class Library:
         library["sql"].card.description
     """
 
-    def __init__(self, folder: str | Path | None = None, base: BaseFacts | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, base: Bases = None) -> None:
         self._base = base
         self._changing = threading.Lock()
         self._experts: dict[str, Expert] = {}
@@ -38,7 +41,7 @@ class Library:
             self.add(path)
 
     @classmethod
-    def of(cls, experts: Iterable[Expert], base: BaseFacts | None = None) -> Self:
+    def of(cls, experts: Iterable[Expert], base: Bases = None) -> Self:
         """Return a library of experts that were read before."""
         library = cls(base=base)
         library._swap(experts)
@@ -135,6 +138,24 @@ def expert_folders(folder: str | Path) -> list[Path]:
         msg = f"{folder} is not a folder of experts: there is no such directory."
         raise InvalidInput(msg)
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+
+
+def encoder_of(folder: str | Path) -> str | None:
+    """Return the base that the encoder experts of a folder name in their cards; None without any.
+
+    Raises:
+        InvalidInput: There is no such folder, or they name several.
+        UnfitExpert: A card cannot be read.
+    """
+    cards = [ExpertCard.read(path) for path in expert_folders(folder)]
+    bases = sorted({card.base for card in cards if card.kind != CHAT})
+    if len(bases) > 1:
+        msg = (
+            f"The encoder experts of {folder} have several bases ({', '.join(bases)}): keep those "
+            "of each in a folder of its own."
+        )
+        raise InvalidInput(msg)
+    return bases[0] if bases else None
 
 
 def default_adapters() -> Path:

@@ -23,11 +23,15 @@ from one4all_lc.experts.structured import Method, structured
 from one4all_lc.experts.templates import reasons, thought_over
 from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
+from one4all_lc.head import CHAT
 from one4all_lc.library import Library
 from one4all_lc.sampling import Sampling
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from one4all_lc.engine.encoders import EncoderEngine
+    from one4all_lc.experts.text import Result, TextExpert
 
 _SAMPLING = tuple(item.name for item in fields(Sampling))
 
@@ -43,6 +47,8 @@ class ChatExpert(EngineChatModel):
     Args:
         engine: The engine of the base.
         library: The experts that `model` may name; empty leaves the base.
+        encoder: The engine of the encoder base, for experts of the library that decide instead of
+            writing: their answer is the result in words, `response_metadata["result"]` the result.
         model: The expert that answers, or `base`. Every call may name another: `model="sql"`.
         timeout: Seconds within which an answer must be whole, waiting included.
         streaming: Whether `invoke` streams inside, so that callbacks see tokens as they come.
@@ -56,6 +62,7 @@ class ChatExpert(EngineChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     library: SkipValidation[Library] = Field(default_factory=Library, exclude=True, repr=False)
+    encoder: SkipValidation["EncoderEngine"] | None = Field(default=None, exclude=True, repr=False)
     _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout")
 
     model: str = BASE
@@ -92,6 +99,8 @@ class ChatExpert(EngineChatModel):
         return {
             "base": self.engine.base.facts.id,
             "quantization": self.engine.base.quantization,
+            "encoder": self.encoder
+            and (self.encoder.base.facts.id, self.encoder.base.quantization),
             "model": self.model,
             "experts": [
                 (expert.name, expert.identity, expert.card.system_prompt, expert.card.generation)
@@ -192,14 +201,48 @@ class ChatExpert(EngineChatModel):
 
         return as_tool(self, args_schema, name=name, description=description, arg_types=arg_types)
 
+    def text_expert(self, name: str, timeout: float | None = None) -> "TextExpert[Result]":
+        """Return an encoder expert of the library as the Runnable of its kind.
+
+        Args:
+            name: Its name.
+            timeout: Seconds within which an input must be read.
+
+        Raises:
+            UnknownExpert: There is none of that name.
+            InvalidInput: It is a chat expert, or there is no engine for it.
+        """
+        from one4all_lc.experts.text import text_expert
+
+        if self.encoder is None:
+            card = self.library[name].card
+            msg = (
+                f"{name!r} is a {card.kind} expert of {card.base!r}: give encoder=EncoderEngine.of("
+                "SharedBase.load(...)), or load the experts with One4All.load."
+            )
+            raise InvalidInput(msg)
+        return text_expert(engine=self.encoder, library=self.library, model=name, timeout=timeout)
+
     def _check_model(self, model: str) -> None:
         """Refuse a name that no call could answer."""
-        if model != BASE:
-            self.library[model]
+        if model != BASE and self.library[model].card.kind != CHAT:
+            self.text_expert(model)
+
+    def _by(
+        self, expert: Expert, metadata: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> Choice:
+        """Return the choice of one expert, whatever its kind."""
+        if expert.card.kind == CHAT:
+            return Choice(((expert, 1.0),), metadata=metadata)
+        from one4all_lc.experts.text.asking import as_message
+
+        asked = self.text_expert(expert.name, settings.get("timeout", self.timeout))
+        facts = Choice(((expert, 1.0),), metadata=metadata).facts
+        return Choice(other=as_message(asked), metadata=facts)
 
     def _choose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         model = settings.get("model", self.model)
-        return Choice(() if model == BASE else ((self.library[model], 1.0),))
+        return Choice() if model == BASE else self._by(self.library[model], {}, settings)
 
     async def _achoose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         return self._choose(messages, settings)
