@@ -54,12 +54,14 @@ class BaseFacts:
         fingerprint: The hashes that an expert's card is compared with.
         linears: Every linear layer that can carry an adapter: module path to (out, in) features.
         width: Of the hidden states, which the heads of encoder experts read; 0 if unknown.
+        encodes: Whether it is an encoder, for experts that decide, and not a decoder that writes.
     """
 
     id: str
     fingerprint: BaseFingerprint
     linears: Mapping[str, tuple[int, int]]
     width: int = 0
+    encodes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

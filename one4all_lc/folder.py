@@ -14,7 +14,7 @@ from typing import Any
 
 from one4all_lc.card import BaseFacts, ExpertCard, parse_json, read_json
 from one4all_lc.errors import UnfitExpert
-from one4all_lc.head import HEAD_FILE, Shapes, outputs_of, read_head
+from one4all_lc.head import CHAT, HEAD_FILE, Shapes, outputs_of, read_head
 from one4all_lc.tensors import LARGEST, check_numbers, refuse, tensors_in
 
 CONFIG_FILE = "adapter_config.json"
@@ -160,7 +160,7 @@ def _read_expert(folder: Path, bases: Sequence[BaseFacts]) -> Expert:
 def _its_base(card: ExpertCard, bases: Sequence[BaseFacts]) -> BaseFacts | None:
     """Return the base that an expert was made for, or the one that it is to be told apart from."""
     same = [base for base in bases if base.fingerprint == card.fingerprint]
-    like = [b for b in bases if b.fingerprint.architecture == card.fingerprint.architecture]
+    like = [base for base in bases if base.encodes == (card.kind != CHAT)]
     return next(iter([*same, *like, *bases]), None)
 
 

@@ -20,9 +20,11 @@ class Library:
     the library before the change or after it, never between.
 
     Args:
-        folder: A folder of expert folders, `adapters/` for example; None starts empty.
-        base: The base that will carry them, or several of which each expert fits one: each expert
-            is checked against it. None checks the folders by themselves.
+        folder: A folder of expert folders, `adapters/` for example; None starts empty. Chat experts
+            in it are for a decoder, the others for an encoder: where only one is given, those of
+            the other kind are left out.
+        base: The base that will carry them, or several: each expert is checked against the one that
+            it is for. None checks the folders by themselves.
 
     Raises:
         InvalidInput: There is no such folder.
@@ -38,7 +40,8 @@ class Library:
         self._changing = threading.Lock()
         self._experts: dict[str, Expert] = {}
         for path in expert_folders(folder) if folder is not None else []:
-            self.add(path)
+            if self._carries(path):
+                self.add(path)
 
     @classmethod
     def of(cls, experts: Iterable[Expert], base: Bases = None) -> Self:
@@ -122,6 +125,14 @@ class Library:
             old = self[name]
             self._swap(item for item in self._experts.values() if item is not old)
         return old
+
+    def _carries(self, path: Path) -> bool:
+        """Whether an expert is of a kind that one of the bases is for; what is broken is told."""
+        if self._base is None:
+            return True
+        bases = [self._base] if isinstance(self._base, BaseFacts) else self._base
+        decides = ExpertCard.read(path).kind != CHAT
+        return any(base.encodes == decides for base in bases)
 
     def _swap(self, experts: Iterable[Expert]) -> None:
         self._experts = {expert.name: expert for expert in experts}

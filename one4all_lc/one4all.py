@@ -62,7 +62,7 @@ class One4All(ChatExpert):
         one.invoke("Which phone has the best battery?").response_metadata["expert"]
     """
 
-    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "mode")
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "thinking", "mode")
 
     router: SkipValidation[SemanticRouter] = Field(exclude=True, repr=False)
     model: str = AUTO

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from one4all_lc import InvalidInput, Library, SharedBase
+from one4all_lc import InvalidInput, Library, ModelNotFound, SharedBase, UnfitExpert
 from one4all_lc.base.loading import DEFAULT_ENCODER
 from one4all_lc.engine.encoders import EncoderEngine, TextRequest
 from one4all_lc.engine.encoding import TextRow
@@ -120,9 +120,9 @@ def test_what_cannot_be_read_is_refused(engine, base, experts, rows):
         with pytest.raises(InvalidInput, match="tokens, but"):
             engine.submit([TextRequest(row)])
     decoder = SharedBase.load(quantization="nf4")
-    with pytest.raises(Exception, match="is a decoder"):
+    with pytest.raises(ModelNotFound, match="is a decoder"):
         EncoderEngine(decoder)
-    with pytest.raises(Exception, match="is an encoder"):
+    with pytest.raises(ModelNotFound, match="is an encoder"):
         Engine(base)
 
 
@@ -193,5 +193,6 @@ def test_where_a_decoder_runs_its_thread_reads_the_texts(base, rows, base_nf4):
 def test_an_expert_is_checked_against_the_base_that_it_was_made_for(base, experts, base_nf4):
     both = Library(experts["names"].folder.parent, [base_nf4.facts, base.facts])
     assert set(both.names) == set(experts)
-    with pytest.raises(Exception, match="was trained on"):
-        Library(experts["names"].folder.parent, base_nf4.facts)
+    assert not len(Library(experts["names"].folder.parent, base_nf4.facts)), "none of them writes"
+    with pytest.raises(UnfitExpert, match="was trained on"):
+        Library(base=base_nf4.facts).add(experts["names"].folder)

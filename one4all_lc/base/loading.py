@@ -118,17 +118,21 @@ class SharedBase:
     @property
     def encodes(self) -> bool:
         """Whether it is an encoder, for experts that decide, and not a decoder that writes."""
-        return _is_encoder(self.model.config)
+        return self.facts.encodes
 
     @property
     def context_length(self) -> int:
         """Tokens that the base reads, of a decoder those of the answer included."""
         config = self.model.config.get_text_config()
         length = int(getattr(config, "max_position_embeddings", 2048))
-        # RoBERTa and its kin begin to count positions after the padding token's number.
+        return length - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Position of a text's first token: RoBERTa's kin count from behind the padding token's."""
         embeddings = getattr(self.model, "embeddings", None)
-        first = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
-        return length if first is None else length - first - 1
+        padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -149,7 +153,7 @@ def describe(base: str = DEFAULT_BASE) -> BaseFacts:
     folder = resolve(base)
     with _usable_or_error(folder), torch.device("meta"):
         config, kind = _config_and_class(folder)
-        model = _without_pooler(kind.from_config(config))
+        model = without_pooler(kind.from_config(config))
     return facts_of(base, model, _load_tokenizer(folder))
 
 
@@ -185,7 +189,7 @@ def _is_encoder(config: Any) -> bool:
     return masked and not writes and not getattr(config, "is_decoder", False)
 
 
-def _without_pooler(model: "PreTrainedModel") -> "PreTrainedModel":
+def without_pooler(model: "PreTrainedModel") -> "PreTrainedModel":
     """Take out what makes one vector of a text: heads do that, and many checkpoints lack it."""
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
@@ -214,7 +218,7 @@ def facts_of(
         chat_template=_sha256(tokenizer.chat_template) if tokenizer.chat_template else "",
     )
     width = int(getattr(model.config.get_text_config(), "hidden_size", embeddings[1]))
-    return BaseFacts(base, fingerprint, linears, width)
+    return BaseFacts(base, fingerprint, linears, width, _is_encoder(model.config))
 
 
 def _device(device: str) -> str:
@@ -270,7 +274,7 @@ def _load_model(
         )
     if quantization == "int8":  # it would log a line for every call of every layer
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return _without_pooler(model).eval().requires_grad_(requires_grad=False)
+    return without_pooler(model).eval().requires_grad_(requires_grad=False)
 
 
 def _quantizer(quantization: str, dtype: "torch.dtype") -> Mapping[str, Any]:

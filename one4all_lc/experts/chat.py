@@ -12,6 +12,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.card import BASE
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.asking import EngineChatModel
@@ -20,7 +21,7 @@ from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import OPTIONS, Options
 from one4all_lc.experts.replies import Reply
 from one4all_lc.experts.structured import Method, structured
-from one4all_lc.experts.templates import reasons, thought_over
+from one4all_lc.experts.templates import may_think, reasons, thought_over
 from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
 from one4all_lc.head import CHAT
@@ -30,7 +31,6 @@ from one4all_lc.sampling import Sampling
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-    from one4all_lc.engine.encoders import EncoderEngine
     from one4all_lc.experts.text import Result, TextExpert
 
 _SAMPLING = tuple(item.name for item in fields(Sampling))
@@ -51,6 +51,9 @@ class ChatExpert(EngineChatModel):
             writing: their answer is the result in words, `response_metadata["result"]` the result.
         model: The expert that answers, or `base`. Every call may name another: `model="sql"`.
         timeout: Seconds within which an answer must be whole, waiting included.
+        thinking: Whether the base thinks before it answers, if its chat template lets one choose,
+            as Qwen3's does; what it thinks is no part of the answer's text. None leaves it to the
+            template; an answer of a form is never thought over.
         streaming: Whether `invoke` streams inside, so that callbacks see tokens as they come.
         max_retries: Taken because LangChain's models take it; there is no network to fail.
 
@@ -62,8 +65,8 @@ class ChatExpert(EngineChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     library: SkipValidation[Library] = Field(default_factory=Library, exclude=True, repr=False)
-    encoder: SkipValidation["EncoderEngine"] | None = Field(default=None, exclude=True, repr=False)
-    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout")
+    encoder: SkipValidation[EncoderEngine] | None = Field(default=None, exclude=True, repr=False)
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "thinking")
 
     model: str = BASE
     max_tokens: int | None = None
@@ -75,6 +78,7 @@ class ChatExpert(EngineChatModel):
     stop: list[str] | None = None
     min_tokens: int | None = None
     timeout: float | None = None
+    thinking: bool | None = None
     streaming: bool = False
     max_retries: int | None = None
 
@@ -84,6 +88,7 @@ class ChatExpert(EngineChatModel):
         self._check_model(self.model)
         self._sampling({}, None, {})
         Request((), timeout=self.timeout)
+        self._thinks({})
         return self
 
     @property
@@ -102,6 +107,7 @@ class ChatExpert(EngineChatModel):
             "encoder": self.encoder
             and (self.encoder.base.facts.id, self.encoder.base.quantization),
             "model": self.model,
+            "thinking": self.thinking,
             "experts": [
                 (expert.name, expert.identity, expert.card.system_prompt, expert.card.generation)
                 for expert in self.library
@@ -141,7 +147,8 @@ class ChatExpert(EngineChatModel):
         known, _ = chosen(tools or (), None)
         named = self.model in self.library
         prompt = self.library[self.model].card.system_prompt if named else ""
-        return len(prompt_of(self.engine.base.tokenizer, messages, prompt, tools=known))
+        tokenizer, thinking = self.engine.base.tokenizer, self._thinks({})
+        return len(prompt_of(tokenizer, messages, prompt, tools=known, thinking=thinking))
 
     def bind_tools(
         self,
@@ -264,6 +271,7 @@ class ChatExpert(EngineChatModel):
             card.system_prompt if card else "",
             tools=options.tools,
             instruction=options.instruction,
+            thinking=self._thinks(settings, forced=options.forced),
         )
         if options.forced:
             prompt += thought_over(tokenizer, prompt)
@@ -279,6 +287,18 @@ class ChatExpert(EngineChatModel):
         )
         reader = options.reader(lambda: str(tokenizer.decode(prompt)))
         return Reply(self.engine.submit(request), reader, self.engine.base.end_tokens)
+
+    def _thinks(self, settings: Mapping[str, Any], *, forced: bool = False) -> bool | None:
+        """Return what the chat template is told of thinking."""
+        tokenizer = self.engine.base.tokenizer
+        wanted: bool | None = settings.get("thinking", self.thinking)
+        if wanted and not may_think(tokenizer):
+            msg = (
+                f"thinking is {wanted}, but the chat template of {self.engine.base.facts.id} does "
+                "not let one choose: leave it out, or take a base such as Qwen3."
+            )
+            raise InvalidInput(msg)
+        return False if forced and may_think(tokenizer) else wanted
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]
