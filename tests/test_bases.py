@@ -43,6 +43,9 @@ def test_computed_memory_for_training_is_what_a_step_keeps(table, base):
 
     loaded = SharedBase.load(base, quantization="nf4", dtype=torch.bfloat16, shared=False)
     tuned = get_peft_model(loaded.model, LoraConfig(r=RANK, target_modules="all-linear")).train()
+    for name, module in tuned.named_modules():
+        if name.endswith("attention.self.dropout"):  # no fused attention on a CPU computes it
+            module.p = 0.0
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
     ids = torch.zeros(TRAINED_ROWS, TRAINED_TOKENS, dtype=torch.long)
     saved = saved_bytes(tuned, ids, encodes=EMBEDDED[base])

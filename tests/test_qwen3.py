@@ -12,12 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from one4all_lc import ChatExpert, InvalidInput, SharedBase
 from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.grammar import Grammars
 from one4all_lc.engine.request import Request
 from one4all_lc.engine.text import TextStream
 from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import Options
 from one4all_lc.experts.reading import read
-from one4all_lc.experts.tool_calls import knows_tools, written
+from one4all_lc.experts.tool_calls import calling, knows_tools, written
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
 from one4all_lc.testing import FakeEngine
@@ -211,3 +212,21 @@ def test_a_call_that_must_be_is_valid_and_not_thought_over(engine):
     assert call["name"] == "times"
     assert set(call["args"]) == {"a", "b"}
     assert not message.additional_kwargs.get("reasoning_content")
+
+
+def test_a_call_may_come_after_words(tokenizer, engine):
+    """The base's own token for a call must be allowed, and begin one."""
+    matcher = Grammars(tokenizer, engine.base.end_tokens).matcher(calling([TIMES], must=False))
+    call = written([{"name": "times", "args": {"a": 6, "b": 7}, "id": "1"}])
+    ids = tokenizer.encode(f"I multiply.\n{call}", add_special_tokens=False)
+    opened = tokenizer.convert_tokens_to_ids("<tool_call>")
+    assert opened in ids
+    for token in [*ids, tokenizer.eos_token_id]:
+        assert matcher.allowed(len(tokenizer))[token]
+        matcher.accept(token)
+    assert matcher.ended
+    matcher = Grammars(tokenizer, engine.base.end_tokens).matcher(calling([TIMES], must=False))
+    for token in ids[: ids.index(opened) + 1]:
+        matcher.accept(token)
+    (wrong,) = tokenizer.encode("I", add_special_tokens=False)
+    assert not matcher.allowed(len(tokenizer))[wrong], "what follows is a call"

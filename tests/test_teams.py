@@ -62,12 +62,12 @@ def one(folder):
     loaded.engine.close()
 
 
-async def every_way(model, question, **settings):
+async def every_way(chat, question, **settings):
     return [
-        model.invoke(question, **settings),
-        await model.ainvoke(question, **settings),
-        reduce(add, list(model.stream(question, **settings))),
-        reduce(add, [chunk async for chunk in model.astream(question, **settings)]),
+        chat.invoke(question, **settings),
+        await chat.ainvoke(question, **settings),
+        reduce(add, list(chat.stream(question, **settings))),
+        reduce(add, [chunk async for chunk in chat.astream(question, **settings)]),
     ]
 
 
@@ -182,14 +182,14 @@ def base_facts():
 
 
 def test_a_head_of_another_shape_or_not_finite_is_refused(base_facts, tmp_path):
-    from safetensors.torch import load_file, save
+    from safetensors.torch import load, save
 
     from one4all_lc.folder import read_expert
     from one4all_lc.head import HeadFacts
 
     made = write_expert(tmp_path / "x", base_facts, kind="classify", labels=("a", "b"))
     card = json.loads((made / "expert.json").read_text())
-    tensors = load_file(made / "head.safetensors")
+    tensors = load((made / "head.safetensors").read_bytes())
 
     def refused(changed, words):
         import hashlib

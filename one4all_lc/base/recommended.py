@@ -171,7 +171,7 @@ class Memory:
         nf4: Bytes with the linear layers in bitsandbytes' NF4.
         training: Bytes that training an adapter of rank `RANK` on the NF4 base keeps: base,
             adapter, its gradients and Adam's two moments, and what a batch of `TRAINED_ROWS` rows
-            of `TRAINED_TOKENS` tokens leaves for the way back.
+            of `TRAINED_TOKENS` tokens leaves for the way back, attention fused.
     """
 
     parameters: int
