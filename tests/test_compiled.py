@@ -17,7 +17,7 @@ from one4all_lc.base.compiled import (
     vectors,
 )
 from one4all_lc.base.compiled.kernel import bits_of
-from one4all_lc.base.quantized import SmallNf4
+from one4all_lc.base.quantized import Nf4
 
 TYPES = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
 
@@ -238,5 +238,5 @@ def test_nf4_weights_are_those_of_bitsandbytes():
     weight = torch.randn(96, 128).bfloat16()
     weight = quantization.dequantize_4bit(*quantization.quantize_4bit(weight, quant_type="nf4"))
     x = torch.randn(3, 128).bfloat16()
-    small = SmallNf4.of(weight, bias=torch.ones(96).bfloat16())
+    small = Nf4.of(weight, bias=torch.ones(96).bfloat16())
     assert_close(small(x), x.double() @ weight.double().T + 1)

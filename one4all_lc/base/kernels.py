@@ -1,10 +1,10 @@
 """Products with frozen weights, laid out the fastest way that this machine has.
 
-On a CPU a token that is decoded spends its time on reading weights, so for decoding they are small:
-NF4 where our kernel for it runs, else int8. A prompt spends it on multiplying, so there they are
-bfloat16 in oneDNN's own layout, or plain float32 where the processor does not multiply bfloat16. Up
-to how many decoding rows the small weights serve is measured with the base's own when they are laid
-out.
+On a CPU a token that is decoded spends its time on reading weights, a prompt on multiplying. Our
+kernel for NF4 is good at both, so where it runs there is one layout. Elsewhere there are two: int8
+for decoding, and for prompts bfloat16 in oneDNN's own layout, or plain float32 where the processor
+does not multiply bfloat16. Up to how many decoding rows int8 serves is measured with the base's own
+weights when they are laid out.
 
 All these kernels but plain float32 compute a row with the same bits whatever the number of rows.
 Which one computes a token depends on whether the token is decoded or read, not on how many others
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from one4all_lc.base.quantized import SmallNf4
+from one4all_lc.base.quantized import Nf4
 
 ROWS = (1, 8, 32)
 """Numbers of decoding rows at which the two layouts are compared: measuring delays the start."""
@@ -118,39 +118,47 @@ class Kernels:
     """How products are computed on this machine.
 
     Attributes:
-        layout: Of weights for prompts: `onednn`, `dense`, or `own` for the base's linear layers as
-            they were loaded (CUDA, where bitsandbytes computes).
+        layout: Of weights: `nf4` for what the base holds as NF4, else `onednn`, `dense`, or `own`
+            for the base's linear layers as they were loaded (CUDA, where bitsandbytes computes).
         dtype: Type of the hidden states.
-        small: Of weights for decoding: `nf4`, `int8`, or empty where nothing is rounded for it.
+        small: Whether weights are laid out a second time, as int8, for decoding.
         small_rows: Up to so many decoding rows those serve.
     """
 
     layout: str
     dtype: torch.dtype
-    small: str = ""
+    small: bool = False
     small_rows: int = 0
 
     def lay_out(self, weight: Tensor, bias: Tensor | None = None) -> Product:
-        """Lay out a weight of shape (out, in) without rounding it."""
-        fits = self.layout == "onednn" and weight.dtype == torch.bfloat16
+        """Lay out a weight of shape (out, in) that is not quantized, without rounding it."""
+        fits = self.layout in ("nf4", "onednn") and weight.dtype == torch.bfloat16
         return OneDnn(weight, bias) if fits else Dense(weight, bias)
 
-    def lay_out_small(self, weight: Tensor, bias: Tensor | None = None) -> Product:
-        """Lay out a weight of the base for decoding; what is NF4 already is not rounded again.
+    def lay_out_quantized(
+        self, weight: Tensor, bias: Tensor | None = None
+    ) -> tuple[Product, Product | None]:
+        """Lay out a weight of the base's quantized layers, shape (out, in).
 
-        A layer whose shape our kernel does not take is rounded to int8 all the same.
+        What is NF4 already is not rounded again.
+
+        Returns:
+            The weight for prompts, and one for decoding if that has its own.
         """
-        packed = SmallNf4.of(weight, bias) if self.small == "nf4" else None
-        return packed or Int8.of(weight, bias)
+        packed = Nf4.of(weight, bias) if self.layout == "nf4" else None
+        if packed is not None:
+            return packed, None
+        return self.lay_out(weight, bias), Int8.of(weight, bias) if self.small else None
 
     def __str__(self) -> str:
         words = _WORDS[self.layout]
         if not self.small_rows:
             return words
-        return f"{words}; {self.small} weights for up to {self.small_rows} decoding rows"
+        return f"{words}; int8 weights for up to {self.small_rows} decoding rows"
 
 
 _WORDS = {
+    "nf4": "NF4 weights in a layout of our own",
     "onednn": "bfloat16 weights in oneDNN's layout",
     "dense": "plain products",
     "own": "the base's own products",
@@ -172,15 +180,13 @@ def find_kernels(
         widths: Of the inputs of the base's linear layers.
         quantization: Of the base.
     """
-    layout, small = "dense", ""
-    if device.type == "cpu":
-        if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            layout = "onednn"
-        if quantization != "none" and all(width % WHOLE == 0 for width in widths):
-            runs = SmallNf4.of(torch.ones(64, 64, dtype=dtype)) is not None
-            small = "nf4" if quantization == "nf4" and runs else "int8"
-    elif quantization != "none":
-        layout = "own"
+    if device.type != "cpu":
+        return Kernels("dense" if quantization == "none" else "own", dtype)
+    layout = "dense"
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        runs = quantization == "nf4" and Nf4.of(torch.ones(64, 64, dtype=dtype)) is not None
+        layout = "nf4" if runs else "onednn"
+    small = quantization != "none" and all(width % WHOLE == 0 for width in widths)
     return Kernels(layout, dtype, small)
 
 

@@ -54,12 +54,14 @@ class LinearGroup:
         self.small: Product | None = None
         self.large: Product = OwnLayers(layers)
 
-    def lay_out(self, *, small: bool) -> None:
-        """Lay out the layers' weights anew, with or without small ones for decoding."""
+    def lay_out(self, *, quantized: bool) -> None:
+        """Lay out the layers' weights anew."""
         assert isinstance(self.large, OwnLayers)
         weight, bias = self.large.joined(self._kernels.dtype)
-        self.large = self._kernels.lay_out(weight, bias)
-        self.small = self._kernels.lay_out_small(weight, bias) if small else None
+        if quantized:
+            self.large, self.small = self._kernels.lay_out_quantized(weight, bias)
+        else:
+            self.large = self._kernels.lay_out(weight, bias)
 
     @property
     def memory_bytes(self) -> int:
@@ -178,9 +180,9 @@ class Linears:
             )
 
     def _lay_out(self, quantized: int) -> None:
-        """Lay out every weight; the first `quantized` groups small too, if that is any faster."""
+        """Lay out every weight; small ones of the `quantized` first stay if they are faster."""
         for i, group in enumerate(self.groups):
-            group.lay_out(small=bool(self.kernels.small) and i < quantized)
+            group.lay_out(quantized=i < quantized)
         both = [group for group in self.groups if group.small]
         if both:
             small = [group.small for group in both if group.small]

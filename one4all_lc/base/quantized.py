@@ -1,4 +1,4 @@
-"""bitsandbytes' weights: out of the layers that it made, and into our kernel for few rows on a CPU.
+"""bitsandbytes' weights: out of the layers that it made, and into our kernel on a CPU.
 
 The only module that imports bitsandbytes.
 """
@@ -26,10 +26,10 @@ def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
     return dense.to(dtype)
 
 
-class SmallNf4:
+class Nf4:
     """An NF4 weight as our own kernel reads it, for processors with AVX512-BF16.
 
-    bitsandbytes has one for such processors as well, made for fewer rows.
+    bitsandbytes has one for such processors as well, made for few rows.
     """
 
     def __init__(self, weight: Tensor, shape: tuple[int, int], bias: Tensor | None = None) -> None:

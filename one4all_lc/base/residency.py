@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.threads import passing_threads
+from one4all_lc.base.threads import compute_alone, passing_threads
 from one4all_lc.errors import UnfitExpert
 from one4all_lc.folder import Expert
 
@@ -58,7 +58,7 @@ class Residency:
         self._loading: dict[str, int] = {}  # bytes
         self._failed: dict[str, Exception] = {}  # told to the next who asks
         self._watched: dict[str, weakref.finalize[Any, Expert]] = {}
-        self._loader = ThreadPoolExecutor(1, "one4all-adapters")
+        self._loader = ThreadPoolExecutor(1, "one4all-adapters", initializer=compute_alone)
         self.loads = 0
 
     def acquire(self, experts: Sequence[Expert], *, load: bool = True) -> Readiness:

@@ -29,3 +29,12 @@ def passing_threads() -> Iterator[None]:
         yield
     finally:
         let_go()
+
+
+def compute_alone() -> None:
+    """Let the calling thread compute without others: it works beside the engine's."""
+    import torch
+
+    torch.get_num_threads()  # torch sets the number at a thread's first use
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).omp_set_num_threads(1)

@@ -65,6 +65,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self.layers:
             layer.target = (slots, positions)
 
+    def settle(self) -> object:
+        """Make the room that was reserved; return what changes whenever anything was moved."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.make_room()
+        return tuple(layer.place for layer in self.layers if layer.is_initialized)
+
     def clear(self, slot: int) -> None:
         """Forget a slot: a masked NaN of one request would still poison the next one's sums."""
         for layer in self.layers:
@@ -111,6 +118,11 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         """Grow to what was reserved."""
         if self.keys.shape[0] < self.room[0] or self.keys.shape[2] < self.room[1]:
             self.keys, self.values = (_moved(item, *self.room) for item in (self.keys, self.values))
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where keys and values lie, and how."""
+        return self.keys.data_ptr(), self.values.data_ptr(), *self.keys.stride()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any

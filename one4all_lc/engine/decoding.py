@@ -1,5 +1,6 @@
 """The forward: rows of tokens in, logits out, each row with its own mixture of adapters."""
 
+import itertools
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ from one4all_lc.base import gates, norms, rotary
 from one4all_lc.base.compiled.kernel import Kernel
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.lora import AdaptersById, Mixture
+from one4all_lc.base.lora import AdaptersById, Mixture, Plan
 from one4all_lc.base.packing import DEFAULT_PACKED_BYTES
 from one4all_lc.base.planning import Planner
 from one4all_lc.engine import attention
 from one4all_lc.engine.attention import Singles, Span, Spans
 from one4all_lc.engine.cache import SlotCache
+from one4all_lc.engine.replay import Replay, Tokens
 from one4all_lc.errors import ModelNotFound
 
 
@@ -65,6 +67,7 @@ class Decoder:
         self._planner = Planner.of(linears, packed_bytes)
         config = base.model.config.get_text_config()
         self.cache = SlotCache(config.num_hidden_layers, compiled=self._compiled)
+        self._replay = Replay(self._run) if self._compiled else None
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[RowInput], adapters: AdaptersById) -> Tensor:
@@ -84,50 +87,50 @@ class Decoder:
         placed = [rows[i] for i in order]
         for row in rows:
             self.cache.check(row.slot, row.start + len(row.tokens))
-        device = self._base.device
-        tokens = torch.tensor([[token for row in placed for token in row.tokens]], device=device)
-        positions = torch.cat(
-            [torch.arange(row.start, row.start + len(row.tokens)) for row in placed]
-        ).to(device)
-        counts = torch.tensor([len(row.tokens) for row in placed])
-        slots = torch.tensor([row.slot for row in placed]).repeat_interleave(counts).to(device)
-        self.cache.aim(slots, positions)
         decoding = sum(row.decodes for row in rows)
         mixtures = [(len(row.tokens), row.mixture) for row in placed]
         plan = self._planner.plan(mixtures, adapters, decoding)
-        last = torch.empty(len(rows), dtype=torch.long)
-        last[torch.tensor(order)] = counts.cumsum(0) - 1
+        tokens = _tokens(placed, order, self._base.device)
+        if self._replay is not None and decoding == len(rows):
+            return self._replay(tokens, plan, self.cache.settle())
+        return self._run(tokens, plan, placed[decoding:])
+
+    def _run(self, tokens: Tokens, plan: Plan, reading: Sequence[RowInput] = ()) -> Tensor:
+        """Return the logits of every row's last token."""
+        self.cache.aim(tokens.slots, tokens.positions)
         with self._cell.using(plan):
             output = self._base.model(
-                input_ids=tokens,
-                position_ids=positions[None],
+                input_ids=tokens.ids[None],
+                position_ids=tokens.positions[None],
                 attention_mask=_NO_MASK,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=last.to(device),
-                spans=self._spans(placed, decoding, slots, positions),
+                logits_to_keep=tokens.last,
+                spans=self._spans(tokens, plan.decoding, reading),
             )
         logits: Tensor = output.logits[0]
         return logits
 
-    def _spans(
-        self, rows: Sequence[RowInput], decoding: int, slots: Tensor, positions: Tensor
-    ) -> Spans:
+    def _spans(self, tokens: Tokens, decoding: int, reading: Sequence[RowInput]) -> Spans:
         """Say how the tokens of placed rows, those that decode first, attend."""
+        slots, positions = tokens.slots, tokens.positions
         if self._compiled:
+            if not reading:
+                everybody = torch.arange(len(slots), device=slots.device)
+                return Spans(Singles(everybody, slots, positions), ())
             # By its position alone: so it does not depend on the chunk that a token comes in.
             early = positions < attention.TILE
             early[:decoding] = True
             singles = early.nonzero()[:, 0]
             first = Singles(singles, slots[singles], positions[singles]) if len(singles) else None
-            tiles = _reading_spans(rows[decoding:], decoding, positions, after=attention.TILE)
+            tiles = _reading_spans(reading, decoding, positions, after=attention.TILE)
             return Spans(first, tiles)
-        reading = _reading_spans(rows[decoding:], decoding, positions)
-        spans, order = _decoding_spans(rows[:decoding], positions)
+        spans, order = _decoding_spans(slots[:decoding].tolist(), positions[:decoding])
+        tiles = _reading_spans(reading, decoding, positions)
         if order is None:
-            return Spans(None, spans + reading)
+            return Spans(None, spans + tiles)
         order += range(decoding, positions.shape[0])
-        return Spans(None, spans + reading, torch.tensor(order, device=positions.device))
+        return Spans(None, spans + tiles, torch.tensor(order, device=positions.device))
 
     @property
     def packs(self) -> bool:
@@ -157,19 +160,33 @@ def _place(row: RowInput) -> tuple[bool, Mixture, int]:
     return not row.decodes, row.mixture, row.slot
 
 
-def _decoding_spans(
-    rows: Sequence[RowInput], positions: Tensor
-) -> tuple[list[Span], list[int] | None]:
+def _tokens(rows: Sequence[RowInput], order: Sequence[int], device: torch.device) -> Tokens:
+    """Lay the tokens of placed rows one after another.
+
+    Args:
+        rows: As they are placed.
+        order: The number that each has among the rows that were asked for.
+        device: Where the tokens shall be.
+    """
+    ids = [token for row in rows for token in row.tokens]
+    slots = [row.slot for row in rows for _ in row.tokens]
+    positions = [row.start + i for row in rows for i in range(len(row.tokens))]
+    ends = itertools.accumulate(len(row.tokens) for row in rows)
+    last = [end - 1 for _, end in sorted(zip(order, ends, strict=True))]
+    return Tokens(*(torch.tensor(item, device=device) for item in (ids, slots, positions, last)))
+
+
+def _decoding_spans(slots: Sequence[int], positions: Tensor) -> tuple[list[Span], list[int] | None]:
     """Cut rows that decode into what attends together, and say in which order they lie there.
 
     Neighbours in the cache attend together, neighbours in the forward share adapters.
     """
-    order = sorted(range(len(rows)), key=lambda i: rows[i].slot)
-    moved = order != list(range(len(rows)))
+    order = sorted(range(len(slots)), key=lambda i: slots[i])
+    moved = order != list(range(len(slots)))
     if moved:
         positions = positions[torch.tensor(order, device=positions.device)]
-    slots = [rows[i].slot for i in order]
-    found = attention.decoding_spans(slots, [rows[i].start for i in order])
+    slots = [slots[i] for i in order]
+    found = attention.decoding_spans(slots, positions.tolist())
     spans = [
         Span(
             slice(first, after),

@@ -8,6 +8,7 @@ operations and the choice of tokens.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import tempfile
@@ -19,9 +20,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
-from one4all_lc.base.compiled.kernel import Kernel
-from one4all_lc.base.kernels import OneDnn
+from one4all_lc.base.compiled.recording import Recording, Step, _fill
 from tests.benchmarks.harness import prompts
 from tests.benchmarks.ours import Ours, mixed
 
@@ -53,6 +54,21 @@ class Times:
         return spent
 
 
+def run_timed(recording: Recording, times: Times) -> Tensor:
+    """Do what was recorded, and note how long each operation takes."""
+    for step in recording.steps:
+        times.of(step, lambda step=step: name_of(step))()
+    return recording.result
+
+
+def name_of(step: Step) -> str:
+    """Return the name of a kernel of ours, or of torch's operation."""
+    if not isinstance(step, functools.partial):
+        return f"kernel {step.name}"
+    inner = step.args[1] if step.func is _fill else step
+    return str(inner.func)
+
+
 def measure(ours: Ours, times: Times, rows: int, steps: int) -> dict[str, float]:
     """Return milliseconds of a step by part."""
     source, seen = prompts(ours.base.tokenizer), []
@@ -78,12 +94,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     times = Times()
-    OneDnn.__call__ = times.of(  # type: ignore[method-assign]
-        OneDnn.__call__, lambda *_: "bfloat16 products"
-    )
-    Kernel.__call__ = times.of(  # type: ignore[method-assign]
-        Kernel.__call__, lambda kernel, *_: f"kernel {kernel._function.__name__}"
-    )
+    Recording.run = lambda recording: run_timed(recording, times)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(Path(folder))
         ours.run([next(prompts(ours.base.tokenizer))], [0], 4)

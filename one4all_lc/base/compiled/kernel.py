@@ -5,9 +5,10 @@ import ctypes
 import functools
 import hashlib
 import struct
+import threading
 import types
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -69,16 +70,11 @@ class Kernel:
             MemoryError: A thread has ended early.
         """
         compiled = self._compiled.get(dtype) or self.compile(dtype)
-        given = array("q", (0, units, *arguments))
-        pointer = given.buffer_info()[0]
-        together = _together() if parallel else None
-        if together is None:
-            compiled.alone(pointer)
-        else:
-            together(compiled.address, pointer, 0, 0)
-        if given[0] < units:  # Numba has printed why
-            msg = f"{self._function.__name__} has done {given[0]} of {units} units of work"
-            raise MemoryError(msg)
+        call = _Call(compiled, array("q", (0, units, *arguments)), parallel=parallel)
+        call()
+        note = getattr(_notes, "note", None)
+        if note is not None:
+            note(call)
 
     @classmethod
     def compile_all(cls, dtype: torch.dtype) -> None:
@@ -111,13 +107,55 @@ class Kernel:
             except RuntimeError:  # nowhere to keep it
                 made = cfunc(signature, **options)(function)
             alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(made.address)
-            self._compiled[dtype] = _Compiled(made.address, alone, made)
+            name = self._function.__name__
+            self._compiled[dtype] = _Compiled(name, made.address, alone, made)
         return self._compiled[dtype]
 
 
-class _Compiled(NamedTuple):
-    """Machine code: where it begins, how it is called, and what keeps it."""
+_notes = threading.local()
 
+
+@contextlib.contextmanager
+def noting(note: Callable[[Callable[[], None]], object]) -> Iterator[None]:
+    """Note this thread's calls of kernels: each is handed over, to be made again."""
+    _notes.note = note
+    try:
+        yield
+    finally:
+        _notes.note = None
+
+
+class _Call:
+    """A kernel with its arguments."""
+
+    @property
+    def name(self) -> str:
+        """Of the kernel."""
+        return self._compiled.name
+
+    __slots__ = ("_compiled", "_given", "_pointer", "_run")
+
+    def __init__(self, compiled: "_Compiled", given: "array[int]", *, parallel: bool) -> None:
+        self._compiled, self._given = compiled, given
+        self._pointer = given.buffer_info()[0]
+        self._run = _together() if parallel else None
+
+    def __call__(self) -> None:
+        given = self._given
+        given[0] = 0
+        if self._run is None:
+            self._compiled.alone(self._pointer)
+        else:
+            self._run(self._compiled.address, self._pointer, 0, 0)
+        if given[0] < given[1]:  # Numba has printed why
+            msg = f"{self._compiled.name} has done {given[0]} of {given[1]} units of work"
+            raise MemoryError(msg)
+
+
+class _Compiled(NamedTuple):
+    """Machine code: its name, where it begins, how it is called, and what keeps it."""
+
+    name: str
     address: int
     alone: Callable[[int], None]
     owner: object

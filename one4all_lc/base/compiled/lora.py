@@ -36,8 +36,8 @@ from one4all_lc.base.compiled.vectors import (
     written,
 )
 
-DECODED, READ = 4, 32
-"""Tokens of one unit of work: so few that a batch of one mixture is work for several threads."""
+DECODED, READ = 4, 8
+"""Tokens of one unit of work: so few that one mixture is work for several threads."""
 
 FIELDS = 6
 """Of a factor pair: addresses of A and B, rank, first output, outputs, bits of the weight."""

@@ -1,4 +1,4 @@
-"""Products with NF4 weights, for the few rows that decode.
+"""Products with NF4 weights, of the few rows that decode as of the many of a prompt.
 
     y[row, i] = sum over blocks b of scale[i, b] * (sum over k in b of x[row, k] * value[i, k])
 
