@@ -21,7 +21,6 @@ from one4all_lc.experts.text import (
     Entities,
     Entity,
     TagExpert,
-    TextExpert,
     text_expert,
 )
 from one4all_lc.experts.text.asking import input_of
@@ -345,9 +344,3 @@ def test_right_to_left_text_is_isolated_where_it_is_mixed():
     assert shown(lambda quote: quote("علی دایی")) == "علی دایی", "its own side, alone in its line"
     assert isolated("Ali") == "Ali"
     assert shown(lambda quote: f"{quote('علی')}\n{quote('Ali')}") == "علی\nAli"
-
-
-def test_every_kind_has_its_async_twins():
-    for name in ("invoke", "batch", "answer"):
-        assert vars(TextExpert)[name]
-        assert vars(TextExpert)[f"a{name}"]

@@ -160,7 +160,7 @@ class Linears:
         widths = {in_features for _, in_features in base.facts.linears.values()}
         self.kernels = find_kernels(base.dtype, base.device, widths, quantization=base.quantization)
         if base.encodes:
-            self.kernels.small = ""  # no token of an encoder is decoded
+            self.kernels.small = False  # no token of an encoder is decoded
         self.groups: list[LinearGroup] = []
         for names in [*grouped, *([name] for name in head)]:
             layers = [cast("nn.Linear", model.get_submodule(name)) for name in names]
