@@ -27,13 +27,10 @@ if TYPE_CHECKING:
         UnknownExpert,
     )
     from one4all_lc.experts.chat import ChatExpert
-    from one4all_lc.experts.text import (
-        ClassifyExpert,
-        ExtractExpert,
-        PairExpert,
-        TagExpert,
-        text_expert,
-    )
+    from one4all_lc.experts.text import text_expert
+    from one4all_lc.experts.text.classify import ClassifyExpert, PairExpert
+    from one4all_lc.experts.text.extract import ExtractExpert
+    from one4all_lc.experts.text.tag import TagExpert
     from one4all_lc.experts.tools import expert_tools
     from one4all_lc.library import Library
     from one4all_lc.one4all import One4All
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Abstained": "errors",
     "ChatExpert": "experts.chat",
-    "ClassifyExpert": "experts.text",
+    "ClassifyExpert": "experts.text.classify",
     "DeadlineExceeded": "errors",
     "DomainRetriever": "retrieval",
     "EncoderEngine": "engine.encoders",
@@ -53,17 +50,17 @@ _HOME = {
     "EngineClosed": "errors",
     "ExpertCard": "card",
     "ExpertRouterMiddleware": "agents",
-    "ExtractExpert": "experts.text",
+    "ExtractExpert": "experts.text.extract",
     "InvalidInput": "errors",
     "Library": "library",
     "ModelNotFound": "errors",
     "One4All": "one4all",
     "One4AllError": "errors",
-    "PairExpert": "experts.text",
+    "PairExpert": "experts.text.classify",
     "Route": "routing.route",
     "SemanticRouter": "routing.router",
     "SharedBase": "base.loading",
-    "TagExpert": "experts.text",
+    "TagExpert": "experts.text.tag",
     "UnfitExpert": "errors",
     "UnknownExpert": "errors",
     "answer_from_documents": "answering",

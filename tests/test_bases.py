@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from one4all_lc.base.loading import SharedBase
-from one4all_lc.base.recommended import (
-    RANK,
-    RECOMMENDED,
-    TRAINED_ROWS,
-    TRAINED_TOKENS,
-    memory_of,
-    rows,
-    saved_bytes,
-)
+from one4all_lc.base.memory import RANK, TRAINED_ROWS, TRAINED_TOKENS, memory_of, saved_bytes
+from one4all_lc.base.recommended import RECOMMENDED, rows
 from one4all_lc.errors import InvalidInput
 
 EMBEDDED = {"intfloat/multilingual-e5-small": True, "HuggingFaceTB/SmolLM2-135M-Instruct": False}

@@ -11,8 +11,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from one4all_lc.base.heads import Head
 from one4all_lc.base.loading import SharedBase, describe
 from one4all_lc.card import ExpertCard
-from one4all_lc.engine.encoders import EncoderEngine, TextRequest
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.encoding import TextRow
+from one4all_lc.engine.texts import TextRequest
 from one4all_lc.experts.text.reading import Tokenizing
 from one4all_lc.folder import WEIGHTS_FILE, read_expert, sha256_of
 from tests.encoders import peft_logits

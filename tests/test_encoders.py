@@ -9,10 +9,11 @@ import torch
 
 from one4all_lc import InvalidInput, Library, ModelNotFound, SharedBase, UnfitExpert
 from one4all_lc.base.loading import DEFAULT_ENCODER
-from one4all_lc.engine.encoders import EncoderEngine, TextRequest
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.encoding import TextRow
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
+from one4all_lc.engine.texts import TextRequest
 from one4all_lc.errors import DeadlineExceeded, EngineBusy, EngineClosed
 from one4all_lc.experts.text.reading import Tokenizing
 from one4all_lc.sampling import Sampling

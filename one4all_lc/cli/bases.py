@@ -8,6 +8,9 @@ from rich.table import Table
 
 from one4all_lc.cli.common import AsJson, app, note, notes, print_json
 
+WIDTH = 140
+"""Columns in which the table has all ids whole."""
+
 
 @app.command()
 def bases(
@@ -17,9 +20,11 @@ def bases(
     as_json: AsJson = False,
 ) -> None:
     """List recommended bases with the memory that they take."""
-    from one4all_lc.base.recommended import RANK, TRAINED_ROWS, TRAINED_TOKENS, rows
+    from one4all_lc.base.memory import RANK, TRAINED_ROWS, TRAINED_TOKENS
+    from one4all_lc.base.quiet import quiet
+    from one4all_lc.base.recommended import rows
 
-    with notes.status("computing"):
+    with notes.status("computing"), quiet():
         found = rows(saadibert)
     if as_json:
         print_json([row.as_dict() for row in found])
@@ -35,7 +40,9 @@ def bases(
             figures = [f"{memory.parameters / 1e6:,.0f} M", *(_megabytes(size) for size in sizes)]
         name = f"{row.name} *" if row.at_hand else row.name
         table.add_row(name, row.id or "–", ", ".join(row.languages), row.kind, *figures)
-    Console().print(table)
+    # An id that is cut off is none: on a narrow terminal lines wrap instead.
+    console = Console()
+    console.print(table, width=max(console.width, WIDTH), soft_wrap=True)
     note(
         "* is at hand offline. MB of the weights in bfloat16, int8 and NF4 as bitsandbytes has "
         f"them; training: an adapter of rank {RANK} on NF4, {TRAINED_ROWS} rows of "

@@ -1,13 +1,10 @@
 """An engine of encoder experts: texts that wait together are one batch, whoever reads them."""
 
-import asyncio
 import atexit
-import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -19,10 +16,10 @@ from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.encoding import Encoder, TextRow
 from one4all_lc.engine.engine import Engine
-from one4all_lc.engine.scheduler import CLOSED, Queued, Scheduler
+from one4all_lc.engine.scheduler import CLOSED, Scheduler
 from one4all_lc.engine.stats import Meter
+from one4all_lc.engine.texts import CLOSED_EARLY, LogitsHandle, Text, TextRequest
 from one4all_lc.errors import DeadlineExceeded, EngineClosed, InvalidInput
-from one4all_lc.folder import Expert
 
 _log = logging.getLogger(__name__)
 
@@ -31,86 +28,6 @@ BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 
 BESIDE_TOKENS = 1 << 10
 """The same while somebody decodes on the device, whose next token waits for the batch."""
-
-_CLOSED_EARLY = "The engine was closed before the text was read."
-
-
-@dataclass(frozen=True)
-class TextRequest:
-    """A text for an encoder expert.
-
-    Attributes:
-        row: Its tokens, and who reads them.
-        timeout: Seconds from submission within which it must be read; None sets no limit.
-    """
-
-    row: TextRow
-    timeout: float | None = None
-
-    @property
-    def experts(self) -> tuple[tuple[Expert, float], ...]:
-        """Whose adapter it needs."""
-        return ((self.row.expert, 1.0),)
-
-    @property
-    def mixture(self) -> tuple[tuple[str, float], ...]:
-        """The same by identity."""
-        return ((self.row.expert.identity, 1.0),)
-
-
-class LogitsHandle:
-    """The consumer's end of a text: its logits, or the error that came in their place."""
-
-    def __init__(self) -> None:
-        self._future: Future[Tensor] = Future()
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether the consumer has asked to stop."""
-        return self._future.cancelled()
-
-    def cancel(self) -> None:
-        """Ask not to be read; a text that was read stays so."""
-        self._future.cancel()
-
-    def result(self, timeout: float | None = None) -> Tensor:
-        """Wait for the logits.
-
-        Args:
-            timeout: Seconds.
-
-        Raises:
-            TimeoutError: They did not come in time.
-        """
-        try:
-            return self._future.result(timeout)
-        except CancelledError:
-            raise EngineClosed(_CLOSED_EARLY) from None
-
-    async def aresult(self) -> Tensor:
-        """Wait for the logits without blocking the event loop; who is cancelled cancels them."""
-        return await asyncio.wrap_future(self._future)
-
-    def finish(self, outcome: Tensor | BaseException) -> None:
-        """End; the engine's call."""
-        with contextlib.suppress(InvalidStateError):  # nobody waits any more
-            if isinstance(outcome, BaseException):
-                self._future.set_exception(outcome)
-            else:
-                self._future.set_result(outcome)
-
-
-@dataclass(eq=False)
-class Text(Queued):
-    """A text on its way through the engine."""
-
-    request: TextRequest
-    handle: LogitsHandle
-
-    @property
-    def longest(self) -> int:
-        """Its tokens."""
-        return len(self.request.row.tokens)
 
 
 @dataclass(frozen=True)
@@ -254,7 +171,7 @@ class EncoderEngine:
             drain: True lets those that wait be read first; else they end with EngineClosed.
         """
         for text in self._scheduler.close(drain=drain):
-            text.handle.finish(EngineClosed(_CLOSED_EARLY))
+            text.handle.finish(EngineClosed(CLOSED_EARLY))
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self.residency.close()
@@ -299,7 +216,7 @@ class EncoderEngine:
                         self._leave(text, error)
         finally:
             for text in [*self._scheduler.close(), *self._scheduler.running]:
-                text.handle.finish(EngineClosed(_CLOSED_EARLY))
+                text.handle.finish(EngineClosed(CLOSED_EARLY))
 
     def _take_turn(self) -> None:
         """Read a batch, on the thread that multiplies on this device."""

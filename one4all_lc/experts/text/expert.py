@@ -12,8 +12,9 @@ from langchain_core.tools import BaseTool
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from one4all_lc.engine.encoders import EncoderEngine, LogitsHandle, TextRequest
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.encoding import TextRow
+from one4all_lc.engine.texts import LogitsHandle, TextRequest
 from one4all_lc.errors import InvalidInput, One4AllError
 from one4all_lc.experts.text.reading import Tokenizing, Window
 from one4all_lc.experts.text.results import Result
