@@ -41,8 +41,7 @@ def bases(
         name = f"{row.name} *" if row.at_hand else row.name
         table.add_row(name, row.id or "–", ", ".join(row.languages), row.kind, *figures)
     # An id that is cut off is none: on a narrow terminal lines wrap instead.
-    console = Console()
-    console.print(table, width=max(console.width, WIDTH), soft_wrap=True)
+    Console(width=max(Console().width, WIDTH)).print(table)
     note(
         "* is at hand offline. MB of the weights in bfloat16, int8 and NF4 as bitsandbytes has "
         f"them; training: an adapter of rank {RANK} on NF4, {TRAINED_ROWS} rows of "
