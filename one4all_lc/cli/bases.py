@@ -8,7 +8,7 @@ from rich.table import Table
 
 from one4all_lc.cli.common import AsJson, app, note, notes, print_json
 
-WIDTH = 140
+WIDTH = 150
 """Columns in which the table has all ids whole."""
 
 
