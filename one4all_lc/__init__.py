@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from one4all_lc.answering import answer_from_documents
     from one4all_lc.base.loading import SharedBase
     from one4all_lc.card import ExpertCard
+    from one4all_lc.engine.encoders import EncoderEngine
     from one4all_lc.engine.engine import Engine
     from one4all_lc.errors import (
         Abstained,
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
         UnknownExpert,
     )
     from one4all_lc.experts.chat import ChatExpert
+    from one4all_lc.experts.text import text_expert
+    from one4all_lc.experts.text.classify import ClassifyExpert, PairExpert
+    from one4all_lc.experts.text.extract import ExtractExpert
+    from one4all_lc.experts.text.tag import TagExpert
     from one4all_lc.experts.tools import expert_tools
     from one4all_lc.library import Library
     from one4all_lc.one4all import One4All
@@ -36,49 +41,61 @@ if TYPE_CHECKING:
 _HOME = {
     "Abstained": "errors",
     "ChatExpert": "experts.chat",
+    "ClassifyExpert": "experts.text.classify",
     "DeadlineExceeded": "errors",
     "DomainRetriever": "retrieval",
+    "EncoderEngine": "engine.encoders",
     "Engine": "engine.engine",
     "EngineBusy": "errors",
     "EngineClosed": "errors",
     "ExpertCard": "card",
     "ExpertRouterMiddleware": "agents",
+    "ExtractExpert": "experts.text.extract",
     "InvalidInput": "errors",
     "Library": "library",
     "ModelNotFound": "errors",
     "One4All": "one4all",
     "One4AllError": "errors",
+    "PairExpert": "experts.text.classify",
     "Route": "routing.route",
     "SemanticRouter": "routing.router",
     "SharedBase": "base.loading",
+    "TagExpert": "experts.text.tag",
     "UnfitExpert": "errors",
     "UnknownExpert": "errors",
     "answer_from_documents": "answering",
     "expert_tools": "experts.tools",
+    "text_expert": "experts.text",
 }
 
 __all__ = [
     "Abstained",
     "ChatExpert",
+    "ClassifyExpert",
     "DeadlineExceeded",
     "DomainRetriever",
+    "EncoderEngine",
     "Engine",
     "EngineBusy",
     "EngineClosed",
     "ExpertCard",
     "ExpertRouterMiddleware",
+    "ExtractExpert",
     "InvalidInput",
     "Library",
     "ModelNotFound",
     "One4All",
     "One4AllError",
+    "PairExpert",
     "Route",
     "SemanticRouter",
     "SharedBase",
+    "TagExpert",
     "UnfitExpert",
     "UnknownExpert",
     "answer_from_documents",
     "expert_tools",
+    "text_expert",
 ]
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from one4all_lc.errors import InvalidInput, UnfitExpert
+from one4all_lc.head import CHAT, HeadFacts, wrong_labels
 from one4all_lc.sampling import Sampling
 
 CARD_FILE = "expert.json"
 BASE = "base"
 """The name that asks for the base alone, without an adapter: no expert may bear it."""
 
-KINDS = ("chat", "classify", "tag", "extract")
+KINDS = (CHAT, "classify", "tag", "extract", "pair")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,11 +53,15 @@ class BaseFacts:
         id: The hub id or path under which the base was asked for.
         fingerprint: The hashes that an expert's card is compared with.
         linears: Every linear layer that can carry an adapter: module path to (out, in) features.
+        width: Of the hidden states, which the heads of encoder experts read; 0 if unknown.
+        encodes: Whether it is an encoder, for experts that decide, and not a decoder that writes.
     """
 
     id: str
     fingerprint: BaseFingerprint
     linears: Mapping[str, tuple[int, int]]
+    width: int = 0
+    encodes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +72,15 @@ class ExpertCard:
         name: The folder's name, `^[a-z0-9][a-z0-9_-]{0,62}$`; `base` is reserved.
         title: A few words for people.
         description: What the expert is for; the router and tool schemas read it.
-        kind: `chat`, or for encoder bases `classify`, `tag`, `extract`.
+        kind: `chat`, or for encoder bases `classify`, `tag`, `extract`, `pair`.
         languages: ISO 639-1 codes of the questions that it was made for.
         base: Hub id of the base that it was trained on.
         fingerprint: Hashes of that base.
         system_prompt: Put before every conversation, in training as in use.
         generation: Defaults of `sampling.Sampling` by name, `{"max_tokens": 96}`.
-        labels: The labels of encoder kinds, in the order of the head's rows.
+        labels: The labels of encoder kinds, in the order of the head's rows; BIO tags for `tag`,
+            none for `extract`.
+        head: Of encoder kinds, `head.HeadFacts` by name: hash, pooling, threshold and the like.
         training: Data, license, rows, steps, seed and hyper-parameters.
         metrics: Base against expert on held-out rows.
         version: Counts up with every training that replaced the weights.
@@ -86,11 +93,12 @@ class ExpertCard:
     base: str
     fingerprint: BaseFingerprint
     weights_sha256: str
-    kind: str = "chat"
+    kind: str = CHAT
     languages: tuple[str, ...] = ("en",)
     system_prompt: str = ""
     generation: Mapping[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    head: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
@@ -117,10 +125,36 @@ class ExpertCard:
         if wrong:
             msg = f"The card of {self.name!r} has a wrong 'generation': {wrong}."
             raise UnfitExpert(msg)
+        self._check_head()
+
+    def _check_head(self) -> None:
+        if (self.kind == CHAT) != (not self.head):
+            how = "a chat expert has none" if self.head else "say at least its 'sha256'"
+            msg = (
+                f"The card of {self.name!r} is of kind {self.kind!r} with head {self.head}: {how}."
+            )
+            raise UnfitExpert(msg)
+        if self.kind == CHAT:
+            return
+        wrong = wrong_labels(self.kind, self.labels)
+        if wrong:
+            msg = f"The card of {self.name!r} ({self.kind}) has wrong 'labels': {wrong}."
+            raise UnfitExpert(msg)
+        try:
+            HeadFacts.of(self.head)
+        except UnfitExpert as error:
+            msg = f"The card of {self.name!r} has a wrong 'head': {error}."
+            raise UnfitExpert(msg) from None
+
+    @property
+    def head_facts(self) -> HeadFacts | None:
+        """What is said of the head; None for a chat expert."""
+        return None if self.kind == CHAT else HeadFacts.of(self.head)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the card as JSON-ready values, in the order of its fields."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        return values if self.head else {k: v for k, v in values.items() if k != "head"}
 
     @classmethod
     def from_dict(cls, values: Any, source: str = CARD_FILE) -> Self:

@@ -7,16 +7,15 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
-from safetensors import SafetensorError, deserialize
+from typing import Any
 
 from one4all_lc.card import BaseFacts, ExpertCard, parse_json, read_json
 from one4all_lc.errors import UnfitExpert
+from one4all_lc.head import CHAT, HEAD_FILE, Shapes, outputs_of, read_head
+from one4all_lc.tensors import LARGEST, check_numbers, refuse, tensors_in
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -45,9 +44,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "monteclora_config": (None,),
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
-
-LARGEST = 65504.0
-"""The largest number of float16: beyond it rows could overflow, and zero times infinity is NaN."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,8 @@ class Expert:
         card: Its `expert.json`.
         exemplars: Its `exemplars.jsonl`.
         factors: Module path in the base to that layer's factor.
-        identity: SHA-256 over weights and scales: what caches and logs are keyed by.
+        identity: SHA-256 over weights, scales and head: what caches and logs are keyed by.
+        head: Of encoder experts the shapes of the head's tensors; empty for decoders'.
     """
 
     folder: Path
@@ -97,6 +94,7 @@ class Expert:
     exemplars: tuple[Exemplar, ...]
     factors: Mapping[str, LoraFactor]
     identity: str
+    head: Shapes = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -108,43 +106,62 @@ class Expert:
         """The adapter's safetensors file."""
         return self.folder / WEIGHTS_FILE
 
+    @property
+    def head_file(self) -> Path:
+        """The head's safetensors file."""
+        return self.folder / HEAD_FILE
 
-def read_expert(folder: str | Path, base: BaseFacts | None = None) -> Expert:
+
+def read_expert(folder: str | Path, base: BaseFacts | Sequence[BaseFacts] | None = None) -> Expert:
     """Read and check one expert folder.
 
     Args:
         folder: The folder; its name must be the card's.
-        base: The base that will carry it; None checks the folder by itself.
+        base: The base that will carry it, or several of which one will; None checks the folder by
+            itself.
 
     Raises:
         UnfitExpert: Anything in the folder is broken or does not fit `base`.
     """
     try:
-        return _read_expert(Path(folder), base)
+        return _read_expert(Path(folder), [base] if isinstance(base, BaseFacts) else base or ())
     except OSError as error:
         what = f"{str(error.filename)[:200]!r} cannot be read ({error.strerror})"
-        _refuse(Path(str(folder)[:200]), what, "name a readable folder")
+        refuse(Path(str(folder)[:200]), what, "name a readable folder")
 
 
-def _read_expert(folder: Path, base: BaseFacts | None) -> Expert:
+def _read_expert(folder: Path, bases: Sequence[BaseFacts]) -> Expert:
     if not folder.is_dir():
         msg = f"{folder} is not an expert folder: there is no such directory."
         raise UnfitExpert(msg)
     card = ExpertCard.read(folder)
     if card.name != folder.resolve().name:
-        _refuse(folder, f"its card is named {card.name!r}", "rename the folder or the card")
+        refuse(folder, f"its card is named {card.name!r}", "rename the folder or the card")
+    base = _its_base(card, bases)
     if base is not None:
         _check_base(folder, card, base)
     factors, weights_sha256 = _read_adapter(folder)
     if weights_sha256 != card.weights_sha256:
         hashes = f"{weights_sha256[:12]}…, its card says {card.weights_sha256[:12]}…"
         how = "the weights were changed or cut off: train or copy the expert again"
-        _refuse(folder, f"{WEIGHTS_FILE} hashes to {hashes}", how)
+        refuse(folder, f"{WEIGHTS_FILE} hashes to {hashes}", how)
     if base is not None:
         _check_layers(folder, factors, base)
     scales = json.dumps({name: factor.scale for name, factor in sorted(factors.items())})
+    facts, head = card.head_facts, {}
+    if facts is not None:
+        width = base.width if base else None
+        head = read_head(folder, facts, outputs_of(card.kind, card.labels), width)
+        scales += json.dumps(facts.as_dict(), sort_keys=True) + json.dumps(card.labels)
     identity = hashlib.sha256((weights_sha256 + scales).encode()).hexdigest()
-    return Expert(folder, card, read_exemplars(folder), factors, identity)
+    return Expert(folder, card, read_exemplars(folder), factors, identity, head)
+
+
+def _its_base(card: ExpertCard, bases: Sequence[BaseFacts]) -> BaseFacts | None:
+    """Return the base that an expert was made for, or the one that it is to be told apart from."""
+    same = [base for base in bases if base.fingerprint == card.fingerprint]
+    like = [base for base in bases if base.encodes == (card.kind != CHAT)]
+    return next(iter([*same, *like, *bases]), None)
 
 
 def sha256_of(path: Path) -> str:
@@ -174,7 +191,7 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
         values = dataclasses.astuple(exemplar)
         if not all(isinstance(value, str) and value.strip() for value in values):
             what = f"line {number} of {EXEMPLARS_FILE} is {line[:60]!r}"
-            _refuse(folder, what, 'write {"text": "a question", "language": "en"}')
+            refuse(folder, what, 'write {"text": "a question", "language": "en"}')
         exemplars.append(exemplar)
     return tuple(exemplars)
 
@@ -189,17 +206,12 @@ def write_exemplars(folder: Path, exemplars: Iterable[Exemplar]) -> None:
     (folder / EXEMPLARS_FILE).write_text(text, encoding="utf-8")
 
 
-def _refuse(folder: Path, what: str, how: str) -> NoReturn:
-    msg = f"{folder} cannot be used: {what}; {how}."
-    raise UnfitExpert(msg)
-
-
 def _check_base(folder: Path, card: ExpertCard, base: BaseFacts) -> None:
     difference = card.fingerprint.difference(base.fingerprint)
     if difference:
         what = f"it was trained on {card.base!r}, whose {difference} is not that of {base.id!r}"
         how = "load the base that it was trained on, or train the expert on this one"
-        _refuse(folder, what, how)
+        refuse(folder, what, how)
 
 
 def _check_layers(folder: Path, factors: Mapping[str, LoraFactor], base: BaseFacts) -> None:
@@ -207,10 +219,10 @@ def _check_layers(folder: Path, factors: Mapping[str, LoraFactor], base: BaseFac
         given, wanted = (factor.out_features, factor.in_features), base.linears.get(module)
         if wanted is None:
             what = f"its tensors for {module!r} match no linear layer of {base.id!r}"
-            _refuse(folder, what, "target linear layers that the base has")
+            refuse(folder, what, "target linear layers that the base has")
         if given != wanted:
             what = f"its tensors for {module!r} make {given} where the base has {wanted} (out, in)"
-            _refuse(folder, what, "train it on this base")
+            refuse(folder, what, "train it on this base")
 
 
 def _read_adapter(folder: Path) -> tuple[dict[str, LoraFactor], str]:
@@ -218,28 +230,24 @@ def _read_adapter(folder: Path) -> tuple[dict[str, LoraFactor], str]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in PICKLES)
     if pickles:
         what = f"{pickles[0]} is a pickle, which can run code when it is loaded"
-        _refuse(folder, what, "save the adapter as safetensors and remove the pickle")
+        refuse(folder, what, "save the adapter as safetensors and remove the pickle")
     config = read_json(folder / CONFIG_FILE)
     _check_config(folder, config)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():
-        _refuse(folder, f"{WEIGHTS_FILE} is missing", "save the adapter as safetensors")
+        refuse(folder, f"{WEIGHTS_FILE} is missing", "save the adapter as safetensors")
     content = weights.read_bytes()
     sides: dict[str, dict[str, tuple[int, int]]] = {}
-    for name, dtype, shape, raw in _tensors(folder, content):
+    for name, dtype, shape, raw in tensors_in(weights, content):
         match = TENSOR.fullmatch(name)
         if match is None:
-            _refuse(folder, f"tensor {name!r} is not a LoRA A or B", "save plain LoRA weights")
+            refuse(folder, f"tensor {name!r} is not a LoRA A or B", "save plain LoRA weights")
         if len(shape) != 2 or 0 in shape:
-            _refuse(folder, f"tensor {name!r} has shape {list(shape)}", "A and B have two axes")
-        if dtype not in _FLOATS:
-            _refuse(folder, f"tensor {name!r} is of type {dtype}", f"use one of {list(_FLOATS)}")
-        if not _finite(dtype, raw):
-            what = f"tensor {name!r} holds NaN, infinity or a number beyond {LARGEST:.0f}"
-            _refuse(folder, what, "train the expert again")
+            refuse(folder, f"tensor {name!r} has shape {list(shape)}", "A and B have two axes")
+        check_numbers(folder, name, dtype, raw)
         sides.setdefault(match["module"], {})[match["side"]] = (shape[0], shape[1])
     if not sides:
-        _refuse(folder, f"{WEIGHTS_FILE} holds no tensor", "train the expert again")
+        refuse(folder, f"{WEIGHTS_FILE} holds no tensor", "train the expert again")
     factors = {module: _factor(folder, config, module, pair) for module, pair in sides.items()}
     return factors, hashlib.sha256(content).hexdigest()
 
@@ -247,20 +255,20 @@ def _read_adapter(folder: Path) -> tuple[dict[str, LoraFactor], str]:
 def _check_config(folder: Path, config: Any) -> None:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         got = config.get("peft_type") if isinstance(config, dict) else config
-        _refuse(folder, f"{CONFIG_FILE} has peft_type {got!r}", "only LORA adapters are served")
+        refuse(folder, f"{CONFIG_FILE} has peft_type {got!r}", "only LORA adapters are served")
     for option, harmless in UNSUPPORTED.items():
         value = config.get(option)
         if not any(value is item or value == item for item in harmless):
-            _refuse(folder, f"{CONFIG_FILE} sets {option} to {value!r}", "train it without")
+            refuse(folder, f"{CONFIG_FILE} sets {option} to {value!r}", "train it without")
     for option in ("rank_pattern", "alpha_pattern"):
         _check_pattern(folder, option, config.get(option))
     ranks = [config.get("r"), *(config.get("rank_pattern") or {}).values()]
     if any(type(rank) is not int or rank < 1 for rank in ranks):
-        _refuse(folder, f"{CONFIG_FILE} has rank {ranks}", "a rank is a whole number from 1")
+        refuse(folder, f"{CONFIG_FILE} has rank {ranks}", "a rank is a whole number from 1")
     alphas = [config.get("lora_alpha"), *(config.get("alpha_pattern") or {}).values()]
     if any(type(alpha) not in (int, float) or not abs(alpha) <= LARGEST for alpha in alphas):
         how = f"alpha is a number up to {LARGEST:.0f}"
-        _refuse(folder, f"{CONFIG_FILE} has lora_alpha {str(alphas)[:60]}", how)
+        refuse(folder, f"{CONFIG_FILE} has lora_alpha {str(alphas)[:60]}", how)
 
 
 def _check_pattern(folder: Path, option: str, pattern: Any) -> None:
@@ -269,7 +277,7 @@ def _check_pattern(folder: Path, option: str, pattern: Any) -> None:
             re.compile(_LOOKUP.format(key))
     except (AttributeError, re.error, OverflowError, RecursionError):
         what = f"{CONFIG_FILE} sets {option} to {repr(pattern)[:60]}"
-        _refuse(folder, what, "map regular expressions of module names to numbers")
+        refuse(folder, what, "map regular expressions of module names to numbers")
 
 
 def _factor(
@@ -278,13 +286,13 @@ def _factor(
     """Join the A and B of one module; their shapes and the configured rank must agree."""
     if len(sides) == 1:
         (side,) = sides
-        _refuse(folder, f"{module!r} has lora_{side} without its partner", "save both")
+        refuse(folder, f"{module!r} has lora_{side} without its partner", "save both")
     rank = _pattern(config.get("rank_pattern"), module, config["r"])
     alpha = _pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     (a_rank, in_features), (out_features, b_rank) = sides["A"], sides["B"]
     if not a_rank == b_rank == rank:
         what = f"{module!r} has rank {a_rank} (A) and {b_rank} (B), {CONFIG_FILE} says {rank}"
-        _refuse(folder, what, "save weights and configuration together")
+        refuse(folder, what, "save weights and configuration together")
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     return LoraFactor(rank, scale, in_features, out_features)
 
@@ -295,27 +303,3 @@ def _pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> An
         if re.match(_LOOKUP.format(key), module):
             return value
     return default
-
-
-def _tensors(folder: Path, content: bytes) -> Iterator[tuple[str, str, tuple[int, ...], bytes]]:
-    """Yield (name, dtype, shape, raw bytes), parsed by the library that will load them.
-
-    Raw bytes, since numpy knows no bfloat16 and torch must not be imported to check a folder.
-    """
-    try:
-        tensors = deserialize(content)  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
-        what = f"{WEIGHTS_FILE} is not a whole safetensors file ({error})"
-        _refuse(folder, what, "save or copy it again")
-    for name, tensor in tensors:
-        yield name, tensor["dtype"], tuple(tensor["shape"]), tensor["data"]
-
-
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-
-
-def _finite(dtype: str, raw: bytes) -> bool:
-    values = np.frombuffer(raw, _FLOATS[dtype])
-    if dtype == "BF16":  # the upper half of a float32
-        values = (values.astype("<u4") << 16).view("<f4")
-    return bool(np.all(np.abs(values) <= LARGEST))

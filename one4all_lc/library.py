@@ -1,13 +1,16 @@
 """The set of expert folders in use."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from one4all_lc.card import BASE, BaseFacts
+from one4all_lc.card import BASE, BaseFacts, ExpertCard
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.head import CHAT
+
+Bases = BaseFacts | Sequence[BaseFacts] | None
 
 
 class Library:
@@ -17,9 +20,11 @@ class Library:
     the library before the change or after it, never between.
 
     Args:
-        folder: A folder of expert folders, `adapters/` for example; None starts empty.
-        base: The base that will carry them: each expert is checked against it. None checks the
-            folders by themselves.
+        folder: A folder of expert folders, `adapters/` for example; None starts empty. Chat experts
+            in it are for a decoder, the others for an encoder: where only one is given, those of
+            the other kind are left out.
+        base: The base that will carry them, or several: each expert is checked against the one that
+            it is for. None checks the folders by themselves.
 
     Raises:
         InvalidInput: There is no such folder.
@@ -30,15 +35,16 @@ class Library:
         library["sql"].card.description
     """
 
-    def __init__(self, folder: str | Path | None = None, base: BaseFacts | None = None) -> None:
+    def __init__(self, folder: str | Path | None = None, base: Bases = None) -> None:
         self._base = base
         self._changing = threading.Lock()
         self._experts: dict[str, Expert] = {}
         for path in expert_folders(folder) if folder is not None else []:
-            self.add(path)
+            if self._carries(path):
+                self.add(path)
 
     @classmethod
-    def of(cls, experts: Iterable[Expert], base: BaseFacts | None = None) -> Self:
+    def of(cls, experts: Iterable[Expert], base: Bases = None) -> Self:
         """Return a library of experts that were read before."""
         library = cls(base=base)
         library._swap(experts)
@@ -120,6 +126,14 @@ class Library:
             self._swap(item for item in self._experts.values() if item is not old)
         return old
 
+    def _carries(self, path: Path) -> bool:
+        """Whether an expert is of a kind that one of the bases is for; what is broken is told."""
+        if self._base is None:
+            return True
+        bases = [self._base] if isinstance(self._base, BaseFacts) else self._base
+        decides = ExpertCard.read(path).kind != CHAT
+        return any(base.encodes == decides for base in bases)
+
     def _swap(self, experts: Iterable[Expert]) -> None:
         self._experts = {expert.name: expert for expert in experts}
 
@@ -135,6 +149,24 @@ def expert_folders(folder: str | Path) -> list[Path]:
         msg = f"{folder} is not a folder of experts: there is no such directory."
         raise InvalidInput(msg)
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
+
+
+def encoder_of(folder: str | Path) -> str | None:
+    """Return the base that the encoder experts of a folder name in their cards; None without any.
+
+    Raises:
+        InvalidInput: There is no such folder, or they name several.
+        UnfitExpert: A card cannot be read.
+    """
+    cards = [ExpertCard.read(path) for path in expert_folders(folder)]
+    bases = sorted({card.base for card in cards if card.kind != CHAT})
+    if len(bases) > 1:
+        msg = (
+            f"The encoder experts of {folder} have several bases ({', '.join(bases)}): keep those "
+            "of each in a folder of its own."
+        )
+        raise InvalidInput(msg)
+    return bases[0] if bases else None
 
 
 def default_adapters() -> Path:

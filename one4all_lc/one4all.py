@@ -14,11 +14,13 @@ from pydantic import Field, PrivateAttr, SkipValidation, model_validator
 
 from one4all_lc.base.loading import DEFAULT_BASE, Quantization, SharedBase
 from one4all_lc.card import BASE
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.engine import Engine
 from one4all_lc.errors import Abstained, InvalidInput
 from one4all_lc.experts.chat import ChatExpert
 from one4all_lc.experts.choice import Choice
-from one4all_lc.library import Library, default_adapters
+from one4all_lc.head import CHAT
+from one4all_lc.library import Library, default_adapters, encoder_of
 from one4all_lc.routing.route import Candidate, Route
 from one4all_lc.routing.router import SemanticRouter
 
@@ -46,7 +48,8 @@ class One4All(ChatExpert):
         library: The experts that `model` may name; the router's by default.
         mode: `best`: the likeliest expert answers. `blend`: the adapters of the likeliest few are
             mixed by their probabilities. `all`: each of these answers, in one batch, and the
-            synthesizer writes one answer of theirs. A call may name another: `mode="all"`.
+            synthesizer writes one answer of theirs. A call may name another: `mode="all"`. An
+            encoder expert that is the likeliest answers alone in every mode.
         most: How many experts a blend has, or are asked, at most.
         at_least: The least probability of those beside the likeliest.
         fallback: Who answers where the router abstains: `base`, the base without an adapter;
@@ -59,7 +62,7 @@ class One4All(ChatExpert):
         one.invoke("Which phone has the best battery?").response_metadata["expert"]
     """
 
-    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "mode")
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "thinking", "mode")
 
     router: SkipValidation[SemanticRouter] = Field(exclude=True, repr=False)
     model: str = AUTO
@@ -91,6 +94,7 @@ class One4All(ChatExpert):
         adapters: str | Path | None = None,
         *,
         base: str = DEFAULT_BASE,
+        encoder: str | None = None,
         quantization: Quantization = "auto",
         device: str = "auto",
         dtype: "torch.dtype | None" = None,
@@ -102,7 +106,9 @@ class One4All(ChatExpert):
         Args:
             adapters: The folder of expert folders; None takes `adapters/` here, or else the one
                 beside this package.
-            base: Id or path of the base.
+            base: Id or path of the base of chat experts.
+            encoder: Id or path of the base of encoder experts; None takes the one that their cards
+                name. It is loaded only if the folder has such experts.
             quantization: As in `SharedBase.load`.
             device: As in `SharedBase.load`.
             dtype: As in `SharedBase.load`.
@@ -115,10 +121,18 @@ class One4All(ChatExpert):
             UnfitExpert: One of the experts must not be used.
             ModelNotFound: No place holds the base or the embedder.
         """
+        folder = adapters or default_adapters()
         shared = SharedBase.load(base, quantization=quantization, device=device, dtype=dtype)
-        library = Library(adapters or default_adapters(), shared.facts)
+        other = encoder or encoder_of(folder)
+        encoding = SharedBase.load(other, device=device, dtype=dtype) if other else None
+        library = Library(folder, [shared.facts, *([encoding.facts] if encoding else [])])
         router = SemanticRouter(library=library, embeddings=embeddings)
-        return cls(engine=Engine.of(shared), router=router, **settings)
+        return cls(
+            engine=Engine.of(shared),
+            encoder=EncoderEngine.of(encoding) if encoding else None,
+            router=router,
+            **settings,
+        )
 
     def get_graph(self, config: RunnableConfig | None = None) -> Graph:
         """Return the way of a question: the router, every expert by its name, who else answers."""
@@ -160,15 +174,16 @@ class One4All(ChatExpert):
     def _choose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         if settings.get("model", self.model) != AUTO:
             return super()._choose(messages, settings)
-        return self._chosen(self.router.invoke(messages), settings.get("mode", self.mode))
+        return self._chosen(self.router.invoke(messages), settings)
 
     async def _achoose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         if settings.get("model", self.model) != AUTO:
             return await super()._achoose(messages, settings)
         route = await self.router.ainvoke(messages)
-        return self._chosen(route, settings.get("mode", self.mode))
+        return self._chosen(route, settings)
 
-    def _chosen(self, route: Route, mode: str) -> Choice:
+    def _chosen(self, route: Route, settings: Mapping[str, Any]) -> Choice:
+        mode = settings.get("mode", self.mode)
         if mode not in get_args(Mode):
             msg = f"mode is {mode!r}: use 'best', 'blend' or 'all'."
             raise InvalidInput(msg)
@@ -177,8 +192,9 @@ class One4All(ChatExpert):
         told = {"route": route.as_dict(), "mode": mode}
         if not route.best:
             return self._abstained(route, told)
-        if mode == "best":
-            return Choice(((self.library[route.best], 1.0),), metadata=told)
+        best = self.library[route.best]
+        if mode == "best" or best.card.kind != CHAT:
+            return self._by(best, told, settings)
         likely = self._likely(route)
         if mode == "all" and len(likely) > 1:
             experts = tuple(self.library[item.name] for item in likely)
@@ -188,11 +204,12 @@ class One4All(ChatExpert):
         return Choice(mixed, metadata=told)
 
     def _likely(self, route: Route) -> list[Candidate]:
-        """Return the likeliest few experts, the best first."""
+        """Return the likeliest few experts that write, the best first."""
         return [
             item
             for item in route.experts
             if item.name in self.library
+            and self.library[item.name].card.kind == CHAT
             and (item.name == route.best or item.probability >= self.at_least)
         ][: self.most]
 

@@ -1,7 +1,7 @@
 """Expert folders with random weights, for tests and benchmarks."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from one4all_lc.card import BaseFacts, ExpertCard
@@ -16,6 +16,10 @@ def write_expert(
     strength: float = 0.02,
     modules: Sequence[str] | None = None,
     exemplars: Sequence[str] = (),
+    kind: str = "chat",
+    labels: Sequence[str] = (),
+    dense: bool = False,
+    head: Mapping[str, object] | None = None,
     **card: object,
 ) -> Path:
     """Write an expert folder with random weights, whole enough for PEFT and vLLM too.
@@ -28,6 +32,10 @@ def write_expert(
         strength: Standard deviation of B; a small one leaves the base's answers sensible.
         modules: Paths of the linear layers that are adapted; by default all.
         exemplars: Questions of its domain; by default one made from its name.
+        kind: Of another one than `chat` there is a random head too.
+        labels: Of the head.
+        dense: Whether the head has a layer before the last.
+        head: What its card says of the head besides: pooling, threshold.
         **card: Fields of the card that shall differ.
 
     Returns:
@@ -38,7 +46,7 @@ def write_expert(
     leaves = sorted({module.rpartition(".")[2] for module in facts.linears})
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if kind == "chat" else "FEATURE_EXTRACTION",
         "base_model_name_or_path": facts.id,
         "r": rank,
         "lora_alpha": 2 * rank,
@@ -58,8 +66,31 @@ def write_expert(
         "fingerprint": facts.fingerprint,
         "weights_sha256": sha256_of(folder / WEIGHTS_FILE),
     }
+    if kind != "chat":
+        told = _write_head(folder, kind, tuple(labels), facts.width, seed, dense, head or {})
+        fields |= {"kind": kind, "labels": tuple(labels), "head": told}
     ExpertCard(**(fields | card)).write(folder)
     return folder
+
+
+def _write_head(
+    folder: Path,
+    kind: str,
+    labels: tuple[str, ...],
+    width: int,
+    seed: int,
+    dense: bool,
+    told: Mapping[str, object],
+) -> dict[str, object]:
+    import torch
+
+    from one4all_lc.base.heads import Head
+
+    head = Head(kind, labels, width, dense=dense)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in head.tensors.values():
+        tensor.data = torch.randn(tensor.shape, generator=generator) * width**-0.5
+    return head.save(folder, **told).as_dict()
 
 
 def _write_weights(

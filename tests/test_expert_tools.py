@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from one4all_lc.errors import InvalidInput, UnknownExpert
 from one4all_lc.experts.chat import ChatExpert
-from one4all_lc.experts.tools import NAME, as_tool, expert_tools
+from one4all_lc.experts.naming import NAME
+from one4all_lc.experts.tools import as_tool, expert_tools
 from one4all_lc.one4all import One4All
 from one4all_lc.routing.router import SemanticRouter
 from one4all_lc.testing import FakeEmbeddings, FakeEngine, fake_expert, fake_library

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from one4all_lc import ChatExpert, One4All, SemanticRouter
 from one4all_lc.agents import ExpertRouterMiddleware
+from one4all_lc.experts.text import ClassifyExpert, ExtractExpert, PairExpert, TagExpert
 from one4all_lc.retrieval import DomainRetriever
 from one4all_lc.testing import FakeEmbeddings, FakeEngine, fake_expert, fake_library
 from tests.conftest import ROOT
@@ -86,7 +87,10 @@ def test_the_readme_draws_what_there_is():
     assert shown.strip() in drawn
 
 
-CLASSES = (ChatExpert, One4All, SemanticRouter, DomainRetriever, ExpertRouterMiddleware)
+CLASSES = (
+    *(ChatExpert, One4All, SemanticRouter, DomainRetriever, ExpertRouterMiddleware),
+    *(ClassifyExpert, TagExpert, ExtractExpert, PairExpert),
+)
 
 BUILDS = "builds a Runnable or tool and runs nothing"
 ASKS = "says what the object is, from memory"
@@ -95,6 +99,7 @@ ALONE = {
     **dict.fromkeys(("pipe", "configurable_alternatives", "configurable_fields"), BUILDS),
     **dict.fromkeys(("with_alisteners", "with_config", "with_fallbacks", "with_listeners"), BUILDS),
     **dict.fromkeys(("with_retry", "with_structured_output", "with_types"), BUILDS),
+    **dict.fromkeys(("text_expert",), BUILDS),
     **dict.fromkeys(("config_schema", "get_config_jsonschema", "get_graph", "get_name"), ASKS),
     **dict.fromkeys(("get_input_jsonschema", "get_input_schema", "get_lc_namespace"), ASKS),
     **dict.fromkeys(("get_output_jsonschema", "get_output_schema", "get_prompts", "lc_id"), ASKS),
@@ -103,6 +108,7 @@ ALONE = {
     "get_num_tokens": "tokenizes one text: microseconds, and LangChain has no async form",
     "get_num_tokens_from_messages": "as get_num_tokens",
     "get_token_ids": "as get_num_tokens",
+    "read": "tokenizes one input and asks no engine",
     "load": "reads the weights, before an event loop serves anybody",
     "astream_log": "LangChain's own, and async alone",
 }

@@ -24,6 +24,7 @@ SHARED_INPUTS = (
     ("q_proj", "k_proj", "v_proj"),
     ("gate_proj", "up_proj"),
     ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
     ("wq", "wk", "wv"),
     ("w1", "w3"),
 )
@@ -158,6 +159,8 @@ class Linears:
         grouped = _grouped(list(base.facts.linears))
         widths = {in_features for _, in_features in base.facts.linears.values()}
         self.kernels = find_kernels(base.dtype, base.device, widths, quantization=base.quantization)
+        if base.encodes:
+            self.kernels.small = False  # no token of an encoder is decoded
         self.groups: list[LinearGroup] = []
         for names in [*grouped, *([name] for name in head)]:
             layers = [cast("nn.Linear", model.get_submodule(name)) for name in names]

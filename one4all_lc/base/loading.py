@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_ENCODER = "intfloat/multilingual-e5-small"
+"""The base of encoder experts whose cards name no other."""
 
 Quantization = Literal["auto", "nf4", "int8", "none"]
 
@@ -35,8 +37,8 @@ class SharedBase:
 
     Attributes:
         facts: What adapters are checked against.
-        model: The decoder, in eval mode, its gradients off.
-        tokenizer: Its tokenizer, with the chat template.
+        model: The decoder or encoder, in eval mode, its gradients off.
+        tokenizer: Its tokenizer, with a decoder's chat template.
         quantization: `nf4`, `int8` or `none`: what `auto` was resolved to.
 
     Example:
@@ -64,8 +66,12 @@ class SharedBase:
         """Load a base, or return it if this process has loaded it already.
 
         Args:
-            base: A path or hub id of any decoder that AutoModelForCausalLM loads.
-            quantization: bitsandbytes NF4 (double quantization) or int8, none, or by device.
+            base: A path or hub id of any decoder that AutoModelForCausalLM loads, or any encoder
+                that AutoModel loads (BERT, RoBERTa, DistilBERT, ModernBERT and the like).
+            quantization: bitsandbytes NF4 (double quantization) or int8, or none. `auto` is NF4
+                for decoders where it runs, and none for encoders: most of a small encoder is its
+                word embeddings, which are never quantized, and whole texts are computed with
+                weights that are not.
             device: `auto` is the first CUDA device, or else the CPU.
             dtype: Type of what is not quantized; by default bfloat16 where the device computes
                 it natively, else float32.
@@ -73,13 +79,15 @@ class SharedBase:
                 NF4 layer that has answered on a CPU is packed in a form without gradients.
 
         Raises:
-            ModelNotFound: No place holds the base, or it is not a decoder.
+            ModelNotFound: No place holds the base, or it is neither decoder nor encoder.
             InvalidInput: The quantization is unknown or does not run on the device.
         """
         device = _device(device)
         chosen = _quantization(quantization, device)
         dtype = dtype or _dtype(device)
         folder = resolve(base)
+        if quantization == "auto" and encodes(folder):
+            chosen = "none"
         key = (folder, chosen, device, str(dtype))
         with cls._loading, passing_threads():
             if shared and key in cls._loaded:
@@ -108,9 +116,23 @@ class SharedBase:
         return int(self.model.get_memory_footprint()) + (laid_out.memory_bytes if laid_out else 0)
 
     @property
+    def encodes(self) -> bool:
+        """Whether it is an encoder, for experts that decide, and not a decoder that writes."""
+        return self.facts.encodes
+
+    @property
     def context_length(self) -> int:
-        """Tokens of prompt and answer together that the base was made for."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 2048))
+        """Tokens that the base reads, of a decoder those of the answer included."""
+        config = self.model.config.get_text_config()
+        length = int(getattr(config, "max_position_embeddings", 2048))
+        return length - self.first_position
+
+    @property
+    def first_position(self) -> int:
+        """Position of a text's first token: RoBERTa's kin count from behind the padding token's."""
+        embeddings = getattr(self.model, "embeddings", None)
+        padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return 0 if padding is None else int(padding) + 1
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -124,15 +146,54 @@ def describe(base: str = DEFAULT_BASE) -> BaseFacts:
     """Return the facts of a base without loading its weights.
 
     Raises:
-        ModelNotFound: No place holds the base, or it is not a decoder.
+        ModelNotFound: No place holds the base, or it is neither decoder nor encoder.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = resolve(base)
-    with _decoder_or_error(folder), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    with _usable_or_error(folder), torch.device("meta"):
+        config, kind = _config_and_class(folder)
+        model = without_pooler(kind.from_config(config))
     return facts_of(base, model, _load_tokenizer(folder))
+
+
+def encodes(base: str) -> bool:
+    """Whether a base is an encoder, known from its configuration alone.
+
+    Raises:
+        ModelNotFound: No place holds the base, or it is neither decoder nor encoder.
+    """
+    folder = resolve(base)
+    with _usable_or_error(folder):
+        return _is_encoder(_config_and_class(folder)[0])
+
+
+def _config_and_class(folder: str) -> tuple[Any, Any]:
+    """Return a base's configuration and the class that loads it."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    if config.is_encoder_decoder:
+        msg = "it is an encoder and a decoder in one"
+        raise ValueError(msg)
+    return config, AutoModel if _is_encoder(config) else AutoModelForCausalLM
+
+
+def _is_encoder(config: Any) -> bool:
+    """Whether a model of this configuration reads in both directions."""
+    from transformers import MODEL_FOR_MASKED_LM_MAPPING
+
+    names = getattr(config, "architectures", None) or ()
+    writes = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    return masked and not writes and not getattr(config, "is_decoder", False)
+
+
+def without_pooler(model: "PreTrainedModel") -> "PreTrainedModel":
+    """Take out what makes one vector of a text: heads do that, and many checkpoints lack it."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model
 
 
 def facts_of(
@@ -156,7 +217,8 @@ def facts_of(
         tokenizer=_sha256([vocabulary, probe]),
         chat_template=_sha256(tokenizer.chat_template) if tokenizer.chat_template else "",
     )
-    return BaseFacts(base, fingerprint, linears)
+    width = int(getattr(model.config.get_text_config(), "hidden_size", embeddings[1]))
+    return BaseFacts(base, fingerprint, linears, width, _is_encoder(model.config))
 
 
 def _device(device: str) -> str:
@@ -205,15 +267,14 @@ def _dtype(device: str) -> "torch.dtype":
 def _load_model(
     folder: str, quantization: str, device: str, dtype: "torch.dtype"
 ) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
-
-    with _decoder_or_error(folder):
-        model = AutoModelForCausalLM.from_pretrained(
+    with _usable_or_error(folder):
+        _, kind = _config_and_class(folder)
+        model = kind.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, **_quantizer(quantization, dtype)
         )
     if quantization == "int8":  # it would log a line for every call of every layer
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return model.eval().requires_grad_(requires_grad=False)
+    return without_pooler(model).eval().requires_grad_(requires_grad=False)
 
 
 def _quantizer(quantization: str, dtype: "torch.dtype") -> Mapping[str, Any]:
@@ -235,12 +296,12 @@ def _quantizer(quantization: str, dtype: "torch.dtype") -> Mapping[str, Any]:
 def _load_tokenizer(folder: str) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
-    with _decoder_or_error(folder):
+    with _usable_or_error(folder):
         return AutoTokenizer.from_pretrained(folder)
 
 
 @contextlib.contextmanager
-def _decoder_or_error(folder: str) -> Iterator[None]:
+def _usable_or_error(folder: str) -> Iterator[None]:
     """Turn what transformers says of an unusable folder into one sentence."""
     from safetensors import SafetensorError
 
@@ -249,9 +310,9 @@ def _decoder_or_error(folder: str) -> Iterator[None]:
             yield
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         msg = (
-            f"{folder} does not load as a decoder with its tokenizer ({first_line(error)}): "
-            "give the id or "
-            "path of a model for AutoModelForCausalLM."
+            f"{folder} does not load as a decoder or encoder with its tokenizer "
+            f"({first_line(error)}): give the id or path of a model for AutoModelForCausalLM, or "
+            "of an encoder such as BERT."
         )
         raise ModelNotFound(msg) from error
 

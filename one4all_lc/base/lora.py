@@ -13,7 +13,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -30,15 +30,18 @@ class Adapter:
         identity: Hash of weights and scales.
         factors: Module path to (A of shape (rank, in), scaled B of shape (out, rank)). The elements
             of one rank lie side by side in both, if no kernel shall copy them.
+        head: Of an encoder expert the head's tensors by name, float32.
     """
 
     identity: str
     factors: Mapping[str, tuple[Tensor, Tensor]]
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
     @functools.cached_property
     def memory_bytes(self) -> int:
         """Bytes of its tensors."""
-        return sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+        factors = sum(a.nbytes + b.nbytes for a, b in self.factors.values())
+        return factors + sum(tensor.nbytes for tensor in self.head.values())
 
     @functools.cached_property
     def rank(self) -> int:

@@ -2,11 +2,13 @@
 
 import enum
 import hashlib
+import math
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from one4all_lc.base.threads import compute_alone, passing_threads
@@ -138,7 +140,8 @@ class Residency:
 
     def _bytes(self, expert: Expert) -> int:
         size = sum(f.rank * (f.in_features + f.out_features) for f in expert.factors.values())
-        return size * self._dtype.itemsize
+        head = sum(math.prod(shape) for shape in expert.head.values())
+        return size * self._dtype.itemsize + 4 * head
 
     def _has_room(self, wanted: Sequence[Expert], kept: set[str]) -> bool:
         """Whether these fit beside what is in use; what runs alone always does."""
@@ -203,14 +206,24 @@ def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adap
 
     from one4all_lc.base.lora import Adapter
 
-    content = expert.weights_file.read_bytes() if expert.weights_file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != expert.card.weights_sha256:
+    weights = load(_unchanged(expert, expert.weights_file, expert.card.weights_sha256))
+    head: dict[str, Tensor] = {}
+    if expert.head:
+        read = load(_unchanged(expert, expert.head_file, expert.card.head["sha256"]))
+        head = {name: tensor.to(device).float() for name, tensor in read.items()}
+    return Adapter(expert.identity, _factors(expert, weights, device, dtype), head)
+
+
+def _unchanged(expert: Expert, file: Path, sha256: str) -> bytes:
+    """Read a file of an expert, which must be what it was when the expert was read."""
+    content = file.read_bytes() if file.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != sha256:
         msg = (
-            f"{expert.weights_file} changed after expert {expert.name!r} was read: replace the "
-            "expert in the library to use the new weights."
+            f"{file} changed after expert {expert.name!r} was read: replace the expert in the "
+            "library to use the new weights."
         )
         raise UnfitExpert(msg)
-    return Adapter(expert.identity, _factors(expert, load(content), device, dtype))
+    return content
 
 
 def _factors(

@@ -1,13 +1,17 @@
 """`one4all experts` and `one4all check`: expert folders."""
 
+import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from one4all_lc.cli.common import Adapters, AsJson, Base, app, library_of, print_json
+
+if TYPE_CHECKING:
+    from one4all_lc.card import BaseFacts
 
 
 @app.command()
@@ -17,10 +21,11 @@ def experts(adapters: Adapters = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json([{**expert.card.as_dict(), "identity": expert.identity} for expert in library])
         return
-    table = Table("expert", "version", "languages", "exemplars", "what it is for")
+    table = Table("expert", "kind", "version", "languages", "exemplars", "what it is for")
     for expert in library:
         card = expert.card
-        facts = (card.name, str(card.version), " ".join(card.languages), str(len(expert.exemplars)))
+        count = str(len(expert.exemplars))
+        facts = (card.name, card.kind, str(card.version), " ".join(card.languages), count)
         table.add_row(*facts, card.description)
     Console().print(table)
 
@@ -32,15 +37,13 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Say whether expert folders are fit to be used with the base, and if not, why."""
-    from one4all_lc.base.loading import DEFAULT_BASE, describe
     from one4all_lc.errors import UnfitExpert
     from one4all_lc.folder import read_expert
 
-    facts = describe(base or DEFAULT_BASE)
     reports: list[dict[str, Any]] = []
     for folder in folders:
         try:
-            expert = read_expert(folder, facts)
+            expert = read_expert(folder, _facts_for(folder, base))
             reports.append({"folder": str(folder), "fit": True, "identity": expert.identity})
         except UnfitExpert as error:
             reports.append({"folder": str(folder), "fit": False, "reason": str(error)})
@@ -53,3 +56,23 @@ def check(
             typer.echo(f"{report['folder']} is fit: identity {report['identity'][:16]}")
     if not all(report["fit"] for report in reports):
         raise typer.Exit(1)
+
+
+def _facts_for(folder: Path, base: str | None) -> "BaseFacts":
+    """Return the facts of the base that an expert is to be checked against: its own by default."""
+    from one4all_lc.base.loading import DEFAULT_BASE, describe
+    from one4all_lc.card import ExpertCard
+    from one4all_lc.errors import UnfitExpert
+    from one4all_lc.head import CHAT
+
+    named = base or DEFAULT_BASE
+    if base is None:
+        with contextlib.suppress(UnfitExpert):  # said by who checks the whole folder
+            card = ExpertCard.read(folder)
+            named = named if card.kind == CHAT else card.base
+    if named not in _described:
+        _described[named] = describe(named)
+    return _described[named]
+
+
+_described: "dict[str, BaseFacts]" = {}

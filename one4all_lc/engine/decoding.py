@@ -225,6 +225,9 @@ def _check_attention(base: SharedBase) -> None:
     """Refuse a base whose attention does not go through transformers' interface, or does more."""
     model, config = base.model, base.model.config.get_text_config()
     what = ""
+    if base.encodes:
+        msg = f"{base.facts.id} is an encoder, which writes nothing: EncoderEngine serves it."
+        raise ModelNotFound(msg)
     if not getattr(model, "_supports_attention_backend", False):
         what = "has attention of its own, outside transformers' attention interface"
     elif getattr(config, "attn_logit_softcapping", None):

@@ -25,6 +25,7 @@ from one4all_lc.engine.sampler import Sampler, likeliest
 from one4all_lc.engine.scheduler import CLOSED, Job, Scheduler
 from one4all_lc.engine.stats import EngineStats, Meter
 from one4all_lc.engine.text import TextStream
+from one4all_lc.engine.visits import Visits
 from one4all_lc.errors import DeadlineExceeded, EngineClosed, InvalidInput
 
 _log = logging.getLogger(__name__)
@@ -87,7 +88,10 @@ class Engine:
             loaded_bytes = adapter_bytes - (packed_bytes if self._decoder.packs else 0)
             self.adapter_bytes = adapter_bytes
             self.residency = self._make_residency(loaded_bytes)
-            self._scheduler = Scheduler(self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS)
+            self._scheduler = Scheduler[Job](
+                self.residency, max_rows, max_waiting, MAX_CACHED_TOKENS
+            )
+            self._visits = Visits(self._stir)
             self._prefixes = PrefixCache[Columns](prefix_bytes, TILE)
             self._meter = Meter()
             self._end_tokens = base.end_tokens
@@ -115,6 +119,27 @@ class Engine:
         base = self.base
         dtype = str(base.dtype).removeprefix("torch.")
         return _engine_of, (base.facts.id, base.quantization, str(base.device), dtype)
+
+    @classmethod
+    def on(cls, device: torch.device) -> "Engine | None":
+        """Return an open engine that computes on a device, if there is any."""
+        found = (item for item in list(cls._of.values()) if item.base.device == device)
+        return next((item for item in found if not item.closed), None)
+
+    def visit(self, work: Callable[[], None]) -> bool:
+        """Run something on the engine's thread between two steps, and wait for its end.
+
+        So that one thread multiplies on a device, whatever models it serves.
+
+        Returns:
+            False if the engine was closed before it could.
+        """
+        return self._visits.ask(work)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether requests run at this moment."""
+        return bool(self._scheduler.running)
 
     @property
     def closed(self) -> bool:
@@ -233,9 +258,11 @@ class Engine:
                 self._end(job, EngineClosed(_CLOSED_EARLY))
             for job in self._scheduler.running:
                 self._leave(job, EngineClosed(_CLOSED_EARLY))
+            self._visits.close()
 
     def _step(self) -> None:
         """Let go, admit, and run everybody's next tokens in one forward."""
+        self._visits.receive()
         self._let_go()
         newcomers, refused = self._scheduler.admit()
         for job, error in refused:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 CLOSING_TOKENS = 512
 """Tokens beyond `max_tokens` that an answer may take to become whole."""
 
+# What is read up to a text ends by itself where that text is a token.
+_LAZY = re.compile(r"^(\w+)\[lazy\]:", re.MULTILINE)
+
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -175,12 +178,24 @@ class Grammars:
         """
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._compiled, grammar.text, log_level=0)
+        matcher = LLMatcher(self._compiled, self._by_tokens(grammar.text), log_level=0)
         if matcher.is_error():
             reason = matcher.get_error().strip().partition("\n")[0]
             msg = f"The form asked of the answer cannot be enforced: {reason}"
             raise InvalidInput(msg)
         return Matcher(matcher, grammar.after, self._vocabulary, self._ranks)
+
+    def _by_tokens(self, text: str) -> str:
+        """Name tokens where a grammar spells what has a special token of its own.
+
+        llguidance takes those, Qwen3's `<tool_call>` for example, for no text at all.
+        """
+        for spelled, token in self._tokenizer.get_added_vocab().items():
+            literal = json.dumps(spelled)
+            if literal in text and self._compiled.is_special_token(token):
+                text = _LAZY.sub(r"\1:", text) if f"TEXT {literal}" in text else text
+                text = text.replace(literal, f"<[{token}]>")
+        return text
 
     @functools.cached_property
     def _compiled(self) -> Any:

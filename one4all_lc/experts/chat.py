@@ -12,6 +12,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import ConfigDict, Field, SkipValidation, model_validator
 
 from one4all_lc.card import BASE
+from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.asking import EngineChatModel
@@ -20,14 +21,17 @@ from one4all_lc.experts.messages import prompt_of
 from one4all_lc.experts.options import OPTIONS, Options
 from one4all_lc.experts.replies import Reply
 from one4all_lc.experts.structured import Method, structured
-from one4all_lc.experts.templates import reasons, thought_over
+from one4all_lc.experts.templates import may_think, reasons, thought_over
 from one4all_lc.experts.tool_calls import chosen
 from one4all_lc.folder import Expert
+from one4all_lc.head import CHAT
 from one4all_lc.library import Library
 from one4all_lc.sampling import Sampling
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from one4all_lc.experts.text import Result, TextExpert
 
 _SAMPLING = tuple(item.name for item in fields(Sampling))
 
@@ -43,8 +47,13 @@ class ChatExpert(EngineChatModel):
     Args:
         engine: The engine of the base.
         library: The experts that `model` may name; empty leaves the base.
+        encoder: The engine of the encoder base, for experts of the library that decide instead of
+            writing: their answer is the result in words, `response_metadata["result"]` the result.
         model: The expert that answers, or `base`. Every call may name another: `model="sql"`.
         timeout: Seconds within which an answer must be whole, waiting included.
+        thinking: Whether the base thinks before it answers, if its chat template lets one choose,
+            as Qwen3's does; what it thinks is no part of the answer's text. None leaves it to the
+            template; an answer of a form is never thought over.
         streaming: Whether `invoke` streams inside, so that callbacks see tokens as they come.
         max_retries: Taken because LangChain's models take it; there is no network to fail.
 
@@ -56,7 +65,8 @@ class ChatExpert(EngineChatModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     library: SkipValidation[Library] = Field(default_factory=Library, exclude=True, repr=False)
-    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout")
+    encoder: SkipValidation[EncoderEngine] | None = Field(default=None, exclude=True, repr=False)
+    _keywords: ClassVar[tuple[str, ...]] = ("model", "timeout", "thinking")
 
     model: str = BASE
     max_tokens: int | None = None
@@ -68,6 +78,7 @@ class ChatExpert(EngineChatModel):
     stop: list[str] | None = None
     min_tokens: int | None = None
     timeout: float | None = None
+    thinking: bool | None = None
     streaming: bool = False
     max_retries: int | None = None
 
@@ -77,6 +88,7 @@ class ChatExpert(EngineChatModel):
         self._check_model(self.model)
         self._sampling({}, None, {})
         Request((), timeout=self.timeout)
+        self._thinks({})
         return self
 
     @property
@@ -92,7 +104,10 @@ class ChatExpert(EngineChatModel):
         return {
             "base": self.engine.base.facts.id,
             "quantization": self.engine.base.quantization,
+            "encoder": self.encoder
+            and (self.encoder.base.facts.id, self.encoder.base.quantization),
             "model": self.model,
+            "thinking": self.thinking,
             "experts": [
                 (expert.name, expert.identity, expert.card.system_prompt, expert.card.generation)
                 for expert in self.library
@@ -132,7 +147,8 @@ class ChatExpert(EngineChatModel):
         known, _ = chosen(tools or (), None)
         named = self.model in self.library
         prompt = self.library[self.model].card.system_prompt if named else ""
-        return len(prompt_of(self.engine.base.tokenizer, messages, prompt, tools=known))
+        tokenizer, thinking = self.engine.base.tokenizer, self._thinks({})
+        return len(prompt_of(tokenizer, messages, prompt, tools=known, thinking=thinking))
 
     def bind_tools(
         self,
@@ -192,14 +208,48 @@ class ChatExpert(EngineChatModel):
 
         return as_tool(self, args_schema, name=name, description=description, arg_types=arg_types)
 
+    def text_expert(self, name: str, timeout: float | None = None) -> "TextExpert[Result]":
+        """Return an encoder expert of the library as the Runnable of its kind.
+
+        Args:
+            name: Its name.
+            timeout: Seconds within which an input must be read.
+
+        Raises:
+            UnknownExpert: There is none of that name.
+            InvalidInput: It is a chat expert, or there is no engine for it.
+        """
+        from one4all_lc.experts.text import text_expert
+
+        if self.encoder is None:
+            card = self.library[name].card
+            msg = (
+                f"{name!r} is a {card.kind} expert of {card.base!r}: give encoder=EncoderEngine.of("
+                "SharedBase.load(...)), or load the experts with One4All.load."
+            )
+            raise InvalidInput(msg)
+        return text_expert(engine=self.encoder, library=self.library, model=name, timeout=timeout)
+
     def _check_model(self, model: str) -> None:
         """Refuse a name that no call could answer."""
-        if model != BASE:
-            self.library[model]
+        if model != BASE and self.library[model].card.kind != CHAT:
+            self.text_expert(model)
+
+    def _by(
+        self, expert: Expert, metadata: Mapping[str, Any], settings: Mapping[str, Any]
+    ) -> Choice:
+        """Return the choice of one expert, whatever its kind."""
+        if expert.card.kind == CHAT:
+            return Choice(((expert, 1.0),), metadata=metadata)
+        from one4all_lc.experts.text.asking import as_message
+
+        asked = self.text_expert(expert.name, settings.get("timeout", self.timeout))
+        facts = Choice(((expert, 1.0),), metadata=metadata).facts
+        return Choice(other=as_message(asked), metadata=facts)
 
     def _choose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         model = settings.get("model", self.model)
-        return Choice(() if model == BASE else ((self.library[model], 1.0),))
+        return Choice() if model == BASE else self._by(self.library[model], {}, settings)
 
     async def _achoose(self, messages: list[BaseMessage], settings: Mapping[str, Any]) -> Choice:
         return self._choose(messages, settings)
@@ -221,6 +271,7 @@ class ChatExpert(EngineChatModel):
             card.system_prompt if card else "",
             tools=options.tools,
             instruction=options.instruction,
+            thinking=self._thinks(settings, forced=options.forced),
         )
         if options.forced:
             prompt += thought_over(tokenizer, prompt)
@@ -236,6 +287,18 @@ class ChatExpert(EngineChatModel):
         )
         reader = options.reader(lambda: str(tokenizer.decode(prompt)))
         return Reply(self.engine.submit(request), reader, self.engine.base.end_tokens)
+
+    def _thinks(self, settings: Mapping[str, Any], *, forced: bool = False) -> bool | None:
+        """Return what the chat template is told of thinking."""
+        tokenizer = self.engine.base.tokenizer
+        wanted: bool | None = settings.get("thinking", self.thinking)
+        if wanted and not may_think(tokenizer):
+            msg = (
+                f"thinking is {wanted}, but the chat template of {self.engine.base.facts.id} does "
+                "not let one choose: leave it out, or take a base such as Qwen3."
+            )
+            raise InvalidInput(msg)
+        return False if forced and may_think(tokenizer) else wanted
 
     def _sampling(
         self, defaults: Mapping[str, Any], stop: list[str] | None, settings: Mapping[str, Any]

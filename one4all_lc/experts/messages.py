@@ -107,8 +107,17 @@ def prompt_of(
     *,
     tools: Sequence[Tool] = (),
     instruction: str = "",
+    thinking: bool | None = None,
 ) -> list[int]:
     """Render a conversation with the tools that may be called in it.
+
+    Args:
+        tokenizer: The base's.
+        messages: The conversation, oldest first.
+        system_prompt: The expert's own, from its card.
+        tools: What may be called.
+        instruction: What is said of the answer's form.
+        thinking: As `render` takes it.
 
     Raises:
         InvalidInput: See `to_turns` and `render`.
@@ -117,15 +126,26 @@ def prompt_of(
     parts = [described(tools) if tools and not native else "", instruction]
     said = "\n\n".join(filter(None, parts))
     turns = to_turns(messages, system_prompt, said, native_tools=native)
-    return render(tokenizer, turns, tools if native else ())
+    return render(tokenizer, turns, tools if native else (), thinking=thinking)
 
 
 def render(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], tools: Sequence[Tool] = ()
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: Sequence[Turn],
+    tools: Sequence[Tool] = (),
+    *,
+    thinking: bool | None = None,
 ) -> list[int]:
     """Render a conversation with the chat template, up to where the answer begins.
 
     A tokenizer without a template gets the plainest one: each turn's text, blank lines between.
+
+    Args:
+        tokenizer: The base's.
+        turns: The conversation.
+        tools: What the template shows of tools.
+        thinking: Whether the base shall think before it answers, for templates that let one choose
+            (Qwen3's `enable_thinking`); None leaves it to the template.
 
     Returns:
         Token ids of the prompt.
@@ -138,9 +158,10 @@ def render(
         return list(tokenizer.encode(text, verbose=False))
     from jinja2 import TemplateError
 
+    chosen = {} if thinking is None else {"enable_thinking": thinking}
     try:
         text = tokenizer.apply_chat_template(
-            turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+            turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **chosen
         )
     except TemplateError as error:
         msg = f"The base's chat template refuses the conversation: {error}."

@@ -51,6 +51,11 @@ def reasons(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return not set(REASONING).isdisjoint((response_template(tokenizer) or {}).get("fields", {}))
 
 
+def may_think(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer's chat template lets one choose whether the base thinks first."""
+    return "enable_thinking" in str(tokenizer.chat_template or "")
+
+
 def needs_special_tokens(
     template: Mapping[str, Any] | None, tokenizer: "PreTrainedTokenizerBase"
 ) -> bool:

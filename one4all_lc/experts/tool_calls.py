@@ -32,6 +32,9 @@ CALLS = "tool_calls"
 Tool = Mapping[str, Any]
 """A tool as OpenAI's API writes it."""
 
+# Each tag by itself: tokenizers that have a token for it want that one.
+_CALL = f'"{OPEN}" "\\n" call "\\n" "{CLOSE}"'
+
 _SHOWN = """\
 You may call functions. Their signatures are these:
 <tools>
@@ -116,16 +119,16 @@ def calling(
     rule = json_rule(schemas[0] if len(schemas) == 1 else {"anyOf": schemas})
     if schema is not None:
         form = f"form: {json_rule(schema)}"
-        return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}" | form\ncall: {rule}\n{form}\n')
+        return Grammar.lark(f"start: {_CALL} | form\ncall: {rule}\n{form}\n")
     if must:
-        return Grammar.lark(f'start: "{OPEN}\\n" call "\\n{CLOSE}"\ncall: {rule}\n')
+        return Grammar.lark(f"start: {_CALL}\ncall: {rule}\n")
     # Any text, until a call begins: what follows then is one of the tools'.
     start = "(begun call ending)* TEXT" if many else "TEXT | begun call ending REST"
     rest = "" if many else f"REST: /(.|\\n)*/ & ~/(.|\\n)*{OPEN}(.|\\n)*/\n"
     return Grammar.lark(
         f"start: {start}\n{rest}"
         f'begun[lazy]: TEXT "{OPEN}"\n'
-        f'ending: "\\n{CLOSE}"\n'
+        f'ending: "\\n" "{CLOSE}"\n'
         f'call: "\\n" body\nbody: {rule}\nTEXT: /(.|\\n)*/\n',
         after=OPEN,
     )

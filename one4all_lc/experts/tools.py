@@ -5,8 +5,6 @@
 The answer's text is the tool's content; who gave it is the artifact.
 """
 
-import hashlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,17 +15,15 @@ from langchain_core.runnables.config import patch_config
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, SkipValidation, create_model
 
-from one4all_lc.card import ExpertCard
 from one4all_lc.errors import InvalidInput, One4AllError
 from one4all_lc.experts.chat import ChatExpert
-
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-"""What the APIs of tool-calling models take as a tool's name."""
+from one4all_lc.experts.naming import checked_tool_name, described, tool_name
+from one4all_lc.head import CHAT
 
 # More would fill the prompt of the model that calls the tool.
 LISTED = 10
 
-_ANSWERED = ("expert", "version", "identity", "route")
+_ANSWERED = ("expert", "version", "identity", "route", "kind", "result")
 
 HandleToolError = bool | str | Callable[[ToolException], Any] | None
 """As LangChain's tools take it: an error is raised, or its message is the tool's answer."""
@@ -93,7 +89,7 @@ def expert_tools(
     *,
     handle_tool_error: HandleToolError = False,
 ) -> list[BaseTool]:
-    """Return each expert as a tool `ask_<name>` that takes a question.
+    """Return each expert as a tool `ask_<name>` that takes a question; encoder experts take theirs.
 
     A tool asks the expert of its name as the library has it then: a new version answers from the
     next call on. Names and descriptions are those of the experts in use now.
@@ -112,17 +108,24 @@ def expert_tools(
         sql.invoke({"question": "How many teams are there? Columns: team, city"})
     """
     asked = model.library.names if names is None else [names] if isinstance(names, str) else names
-    return [
-        ExpertTool(
-            name=_tool_name(name),
-            description=_described(model.library[name].card),
-            args_schema=Question,
-            chat=model,
-            expert=name,
-            handle_tool_error=handle_tool_error,
-        )
-        for name in dict.fromkeys(asked)
-    ]
+    return [_tool(model, name, handle_tool_error) for name in dict.fromkeys(asked)]
+
+
+def _tool(model: ChatExpert, name: str, handle_tool_error: HandleToolError) -> BaseTool:
+    card = model.library[name].card
+    if card.kind != CHAT:
+        from one4all_lc.experts.text.tools import tool_of
+
+        expert = model.text_expert(name)
+        return tool_of(expert, expert.arguments, handle_tool_error=handle_tool_error)
+    return ExpertTool(
+        name=tool_name(name),
+        description=described(card),
+        args_schema=Question,
+        chat=model,
+        expert=name,
+        handle_tool_error=handle_tool_error,
+    )
 
 
 def as_tool(
@@ -153,9 +156,8 @@ def as_tool(
         tool.invoke({"question": "How many teams are there?", "columns": ["team", "city"]})
     """
     default, says = _of_chat(model)
-    if name is not None and not NAME.fullmatch(name):
-        msg = f"{name!r} is no name for a tool: use 1 to 64 of the characters a-z, A-Z, 0-9, _, -."
-        raise InvalidInput(msg)
+    if name is not None:
+        checked_tool_name(name)
     schema = args_schema or (_schema(arg_types) if arg_types else Question)
     _check_arguments(list(schema.model_fields))
     return ExpertTool(
@@ -203,22 +205,10 @@ def _of_chat(model: ChatExpert) -> tuple[str, str]:
     from one4all_lc.one4all import AUTO
 
     if model.model in model.library:
-        return _tool_name(model.model), _described(model.library[model.model].card)
+        return tool_name(model.model), described(model.library[model.model].card)
     if model.model != AUTO:
-        return _tool_name(model.model), f"Answers a question in text, as {model.model}."
+        return tool_name(model.model), f"Answers a question in text, as {model.model}."
     experts = [f"{expert.name}: {expert.card.description}" for expert in model.library]
     more = [f"and {len(experts) - LISTED} more"] if len(experts) > LISTED else []
     first = "Answers a question by the expert of its domain."
     return "ask_experts", "\n- ".join([first, *experts[:LISTED], *more])
-
-
-def _described(card: ExpertCard) -> str:
-    return f"{card.description.strip()} Understands: {', '.join(card.languages)}."
-
-
-def _tool_name(expert: str) -> str:
-    """Make a tool's name of an expert's; what must be cut off is told apart by its hash."""
-    name = re.sub(r"[^a-zA-Z0-9_-]", "_", f"ask_{expert}")
-    if len(name) <= 64:
-        return name
-    return f"{name[:55]}_{hashlib.sha256(expert.encode()).hexdigest()[:8]}"

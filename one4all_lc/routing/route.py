@@ -1,6 +1,7 @@
 """The router's decision for one question."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -75,14 +76,20 @@ class Route:
         """Return the route as JSON-ready values, `best` among them."""
         return {**dataclasses.asdict(self), "best": self.best}
 
-    def explain(self) -> str:
-        """Say in one sentence why the route is what it is."""
+    def explain(self, quote: Callable[[str], str] = repr) -> str:
+        """Say in one sentence why the route is what it is.
+
+        Args:
+            quote: Applied to the exemplar that is quoted.
+        """
         if self.in_scope is None or self.threshold is None:
             return "No expert is in use."
         best, near = self.experts[0], self.nearest[0]
         if self.reason == "removed":
             return f"{best.name} was taken out of use meanwhile."
-        facts = f"the nearest exemplar is {near.text!r} of {near.expert} ({near.similarity:.2f})"
+        facts = (
+            f"the nearest exemplar is {quote(near.text)} of {near.expert} ({near.similarity:.2f})"
+        )
         relation = "under" if self.abstained else "at or over"
         scores = f"in-scope score {self.in_scope:.2f} {relation} the threshold {self.threshold:.2f}"
         if self.abstained:
