@@ -5,9 +5,9 @@ Source: QLoRA, https://arxiv.org/abs/2305.14314
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ def train_expert(
     fields: Fields | None = None,
     exemplars: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
+    look: Callable[[DataReport], None] | None = None,
 ) -> Expert:
     """Train an expert from rows of data, measure it against the base, and put it in `folder`.
 
@@ -73,6 +74,7 @@ def train_expert(
         fields: What the data calls its fields.
         exemplars: A file of exemplars to give the expert; by default those that it has.
         facts: What else its card says of the training.
+        look: Is called with what was found in the data, before anything is trained or refused.
 
     Raises:
         InvalidInput: The data or the description cannot be used.
@@ -83,7 +85,10 @@ def train_expert(
     card = card_facts(folder, about or About())
     given = _exemplars(Path(exemplars)) if exemplars else ()
     rouge_l()  # what the measuring needs is missed now rather than after the training
-    report = checked(data, base, recipe, fields, card["system_prompt"])
+    report = look_at(data, base, recipe, fields, card["system_prompt"])
+    if look:
+        look(report)
+    report.raise_refused()
     learned = report.of_split("train")
     recipe = recipe.for_data([len(example) for example in learned])
     run = {"base": base, "recipe": recipe.as_dict(), "data": data_facts(data)}
@@ -96,6 +101,7 @@ def train_expert(
         "rows_left_out": report.left_out,
         "dev_rows": len(report.of_split("dev")),
         "recipe": run["recipe"],
+        "fields": asdict(fields or Fields()),
         **(facts or {}),
     }
     made_by = _fit(base, report, recipe, work, made)
@@ -149,28 +155,16 @@ def finished(making: Making) -> Expert:
     return read_expert(folder)
 
 
-def checked(
+def look_at(
     data: Sequence[str | Path],
     base: str,
     recipe: Recipe,
     fields: Fields | None = None,
     system_prompt: str = "",
 ) -> DataReport:
-    """Look at the data as a training would.
-
-    Raises:
-        InvalidInput: Something in it must be mended before.
-    """
-    tokenizer = load_tokenizer(base)
-    report = check(
-        data,
-        tokenizer,
-        fields=fields,
-        system_prompt=system_prompt,
-        max_tokens=recipe.max_tokens,
-    )
-    report.raise_refused()
-    return report
+    """Look at the data as a training would; refuse nothing yet."""
+    tokenizer, most = load_tokenizer(base), recipe.max_tokens
+    return check(data, tokenizer, fields=fields, system_prompt=system_prompt, max_tokens=most)
 
 
 @dataclass(frozen=True)
