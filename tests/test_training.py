@@ -14,11 +14,11 @@ from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
+from one4all_lc.training.batches import IGNORED, collate
 from one4all_lc.training.data import encode, read_rows
 from one4all_lc.training.evaluation import measure
 from one4all_lc.training.qlora import train_expert
 from one4all_lc.training.recipe import About, Recipe
-from one4all_lc.training.batches import IGNORED, collate
 
 ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")
 WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
