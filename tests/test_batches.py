@@ -29,15 +29,17 @@ def flat(steps):
 def test_steps_have_their_tokens_and_every_row_its_turn():
     """Lost: steps of one row where rows are long, memory where they are many, or rows left out."""
     rows, recipe = some(), Recipe(batch_tokens=300, micro_tokens=90)
-    steps = list(islice(steps_of(rows, recipe), 32))
+    steps = list(islice(steps_of(rows, recipe), 200))
     for step in steps:
         assert step.tokens + step.padding <= 300 + 47
         for part in step.micro:
             assert len(part) == 1 or len(part) * max(map(len, part)) <= 90
     counts = [sum(row == example for step in flat(steps) for example in step) for row in rows]
     passes = sum(map(len, flat(steps))) / len(rows)
-    assert min(counts) >= int(passes) - 1
-    assert max(counts) <= passes + 2
+    assert passes > 20
+    # The last pool is cut off in the midst of it: it holds less than four passes.
+    assert min(counts) >= passes - 4
+    assert max(counts) <= passes + 4
 
 
 def test_like_lengths_lie_together():

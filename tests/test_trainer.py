@@ -21,7 +21,7 @@ from one4all_lc.training.recipe import Recipe
 from one4all_lc.training.trainer import Training, dev_loss
 from tests.conftest import ROOT
 from tests.killed import STEPS
-from tests.test_training import WORDS
+from tests.shouting import WORDS, write_rows
 
 CPU = torch.device("cpu")
 
@@ -92,8 +92,8 @@ def test_gradients_are_the_same_after_dev_rows_were_measured(small_base):
 
 
 def test_dev_rows_do_not_change_what_is_learned(train):
-    alone, _, one = train(name="alone")
-    measured, _, two = train(dev=range(6, 8), name="measured", patience=0)
+    _, _, one = train(name="alone")
+    _, _, two = train(dev=range(6, 8), name="measured", patience=0)
     assert one.losses == two.losses
     assert one.began == (0, 8)
 
@@ -141,15 +141,12 @@ def test_a_loss_that_is_no_number_ends_the_training(train, monkeypatch):
         train()
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_run_killed_at_five_random_moments_gives_the_same_weights(small_base, tmp_path, seed):
+def test_a_run_killed_at_five_random_moments_gives_the_same_weights(small_base, tmp_path):
     """Lost: a night's training to a power cut, or weights that nobody can make again.
 
     Real processes, killed with signal 9; each goes on from the checkpoint of the one before.
     """
-    from tests.test_training import write_rows
-
-    moments = [str(step) for step in sorted(Random(seed).sample(range(1, STEPS), 5))]
+    moments = [str(step) for step in sorted(Random(0).sample(range(1, STEPS), 5))]
     data = write_rows(tmp_path / "rows.jsonl", ("train", "dev"))
     command = [sys.executable, "-m", "tests.killed", small_base, data, tmp_path, *moments]
     ended = subprocess.run(

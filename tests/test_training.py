@@ -17,33 +17,13 @@ from one4all_lc.training.batches import IGNORED, collate
 from one4all_lc.training.data import encode, read_rows
 from one4all_lc.training.evaluation import measure
 from one4all_lc.training.qlora import train_expert
-from one4all_lc.training.recipe import About, Recipe
-
-ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")
-WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
-
-
-def write_rows(path, splits=("train", "test")):
-    """Rows written for this test: repeat the word in capitals."""
-    numbers = {splits[0]: range(6), splits[1]: range(6, 8)}
-    rows = [
-        {"question": f"Say {word} {n}", "answer": f"{word.upper()} {n}!", "split": split}
-        for split in splits
-        for word in WORDS
-        for n in numbers[split]
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
+from one4all_lc.training.recipe import About
+from tests.shouting import ABOUT, train, write_rows
 
 
 @pytest.fixture
 def data(tmp_path):
     return write_rows(tmp_path / "rows.jsonl")
-
-
-def train(folder, data, base, steps=12, **options):
-    recipe = Recipe(steps=steps, batch_tokens=240, learning_rate=1e-2)
-    return train_expert(folder, [data], about=ABOUT, recipe=recipe, base=base, **options)
 
 
 def test_an_expert_is_trained_measured_and_fit(tmp_path, data, small_base):
