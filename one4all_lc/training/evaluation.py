@@ -150,14 +150,14 @@ def _loss(
 ) -> float:
     import torch
 
-    from one4all_lc.training.trainer import answer_loss, collate, features
+    from one4all_lc.training.batches import answer_loss, collate
 
     linears = Linears.of(shared)
     planner = Planner.of(linears)
     total = 0.0
     for start in range(0, len(examples), batch_rows):
         batch = examples[start : start + batch_rows]
-        inputs = collate([features(example) for example in batch])
+        inputs = collate(batch)
         placed = {name: tensor.to(shared.device) for name, tensor in inputs.items()}
         length = placed["input_ids"].shape[1]
         plan = planner.plan([(length, mixture)] * len(batch), adapters)
