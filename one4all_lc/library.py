@@ -1,13 +1,18 @@
 """The set of expert folders in use."""
 
+import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from one4all_lc.card import BASE, BaseFacts
-from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
+from one4all_lc.card import BASE, CARD_FILE, BaseFacts
+from one4all_lc.errors import InvalidInput, One4AllError, UnfitExpert, UnknownExpert
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.publishing import STORE, recover
+
+_log = logging.getLogger(__name__)
 
 
 class Library:
@@ -34,7 +39,10 @@ class Library:
         self._base = base
         self._changing = threading.Lock()
         self._experts: dict[str, Expert] = {}
+        self._folder = Path(folder) if folder is not None else None
+        self._seen: dict[Path, _Stamp] = {}
         for path in expert_folders(folder) if folder is not None else []:
+            self._seen[path] = _stamp(path)
             self.add(path)
 
     @classmethod
@@ -85,7 +93,7 @@ class Library:
         Raises:
             UnfitExpert: The folder must not be used, or its name is taken.
         """
-        expert = read_expert(folder, self._base)
+        expert = _read(folder, self._base)
         with self._changing:
             if expert.name in self._experts:
                 msg = (
@@ -103,7 +111,7 @@ class Library:
             UnfitExpert: The folder must not be used; the old expert stays.
             UnknownExpert: No expert of that name is in use.
         """
-        expert = read_expert(folder, self._base)
+        expert = _read(folder, self._base)
         with self._changing:
             old = self[expert.name]
             self._swap(expert if item is old else item for item in self._experts.values())
@@ -120,8 +128,92 @@ class Library:
             self._swap(item for item in self._experts.values() if item is not old)
         return old
 
+    def refresh(self) -> tuple[str, ...]:
+        """Take into use what was published, rolled back or removed on disk since the last look.
+
+        Costs one look at each folder where nothing changed. A folder that must not be used is
+        passed over with a warning, and the expert that was in use stays.
+
+        Returns:
+            The names of the experts that changed.
+
+        Raises:
+            InvalidInput: The library was not made from a folder, or that is gone.
+        """
+        if self._folder is None:
+            msg = "This library was not made from a folder: add and replace its experts by hand."
+            raise InvalidInput(msg)
+        now = {path: _stamp(path) for path in expert_folders(self._folder)}
+        changed = [path.name for path in self._seen.keys() - now.keys() if path.name in self]
+        for name in changed:
+            self.remove(name)
+        for path in [path for path, stamp in now.items() if self._seen.get(path) != stamp]:
+            try:
+                (self.replace if path.name in self else self.add)(path)
+            except UnfitExpert as error:
+                _log.warning("%s was changed on disk and is not taken into use: %s", path, error)
+            else:
+                changed.append(path.name)
+        self._seen = now
+        return tuple(changed)
+
+    @contextlib.contextmanager
+    def watching(self, seconds: float = 1.0) -> Iterator[Self]:
+        """Refresh again and again on a thread of its own, for as long as the context lasts.
+
+        Args:
+            seconds: From one look to the next.
+
+        Example:
+            with one.library.watching():
+                serve(one)  # what `one4all publish` puts in place answers the next request
+        """
+        self.refresh()
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(seconds):
+                try:
+                    self.refresh()
+                except One4AllError as error:
+                    _log.warning("the experts cannot be looked at: %s", error)
+
+        thread = threading.Thread(target=watch, name="one4all-library", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            done.set()
+            thread.join()
+
     def _swap(self, experts: Iterable[Expert]) -> None:
         self._experts = {expert.name: expert for expert in experts}
+
+
+_Stamp = tuple[int, ...]
+
+
+def _stamp(folder: Path) -> _Stamp:
+    """Return what differs once another version lies in a folder, or its card was written anew."""
+    stamp: list[int] = []
+    for path in (folder, folder / CARD_FILE):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        stamp += [found.st_ino, found.st_mtime_ns, found.st_size]
+    return tuple(stamp)
+
+
+def _read(folder: str | Path, base: BaseFacts | None) -> Expert:
+    """Read an expert folder; once more if another took its place meanwhile."""
+    while True:
+        before = _stamp(Path(folder))
+        try:
+            return read_expert(folder, base)
+        except UnfitExpert:
+            if _stamp(Path(folder)) == before:
+                raise
 
 
 def expert_folders(folder: str | Path) -> list[Path]:
@@ -134,6 +226,8 @@ def expert_folders(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         msg = f"{folder} is not a folder of experts: there is no such directory."
         raise InvalidInput(msg)
+    for store in (folder / STORE).iterdir() if (folder / STORE).is_dir() else ():
+        recover(folder / store.name)
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
 
 

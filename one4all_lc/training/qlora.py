@@ -26,7 +26,7 @@ from one4all_lc.folder import (
     sha256_of,
     write_exemplars,
 )
-from one4all_lc.publishing import publish, restore
+from one4all_lc.publishing import publish, recover
 from one4all_lc.training.data import Example, Row, encode, read_rows
 from one4all_lc.training.evaluation import held_out_split, measure, rouge_l
 from one4all_lc.training.recipe import About, Recipe
@@ -122,7 +122,7 @@ def _work_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> tuple[Pa
     """
     work = folder.parent / f".{folder.name}.training"
     began_as = work / "run.json"
-    restore(work / folder.name, folder)
+    recover(folder)
     if work.exists() and not resume:
         shutil.rmtree(work)
     if began_as.exists() and json.loads(began_as.read_text(encoding="utf-8")) != run:
