@@ -3,7 +3,6 @@
 Nothing here imports torch: a folder is checked from its bytes before any of it reaches a model.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -21,6 +20,8 @@ from one4all_lc.errors import UnfitExpert
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 EXEMPLARS_FILE = "exemplars.jsonl"
+OOS = "oos"
+"""The label of exemplars that are nobody's question."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _LOOKUP = r"(.*\.)?({})$"  # how PEFT matches a pattern's key with a module path
@@ -57,10 +58,12 @@ class Exemplar:
     Attributes:
         text: The question.
         language: ISO 639-1 code.
+        label: Empty, or `oos` for a question that is nobody's: it shows where the domain ends.
     """
 
     text: str
     language: str = "en"
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,9 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
             exemplar = Exemplar(**parse_json(line))
         except (ValueError, TypeError):
             exemplar = Exemplar("")
-        values = dataclasses.astuple(exemplar)
-        if not all(isinstance(value, str) and value.strip() for value in values):
+        values = (exemplar.text, exemplar.language)
+        known = exemplar.label in ("", OOS)
+        if not known or not all(isinstance(value, str) and value.strip() for value in values):
             what = f"line {number} of {EXEMPLARS_FILE} is {line[:60]!r}"
             _refuse(folder, what, 'write {"text": "a question", "language": "en"}')
         exemplars.append(exemplar)
@@ -181,10 +185,11 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
 
 def write_exemplars(folder: Path, exemplars: Iterable[Exemplar]) -> None:
     """Write `exemplars.jsonl` into `folder`."""
-    lines = [
-        json.dumps({"text": item.text, "language": item.language}, ensure_ascii=False)
+    rows = [
+        {"text": item.text, "language": item.language} | ({"label": OOS} if item.label else {})
         for item in exemplars
     ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "".join(f"{line}\n" for line in lines)
     (folder / EXEMPLARS_FILE).write_text(text, encoding="utf-8")
 

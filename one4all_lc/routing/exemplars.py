@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 
 from one4all_lc.errors import InvalidInput
-from one4all_lc.folder import Exemplar, Expert
+from one4all_lc.folder import OOS, Exemplar, Expert
 from one4all_lc.routing.background import QUESTIONS
 
 PROBE = "Which question belongs to whom?"
@@ -29,12 +29,14 @@ class ExemplarSet:
         experts: The n names of their experts.
         vectors: (n, d) embeddings as the embedder gave them.
         background: (m, d) embeddings of the everyday questions in `background.py`.
+        negatives: (k, d) embeddings of questions that are nobody's.
     """
 
     exemplars: tuple[Exemplar, ...]
     experts: tuple[str, ...]
     vectors: NDArray[np.float32]
     background: NDArray[np.float32]
+    negatives: NDArray[np.float32]
 
 
 class ExemplarStore:
@@ -68,19 +70,25 @@ class ExemplarStore:
         self._fingerprint = self._fingerprint or fingerprint_of(self.embeddings)
         return self._fingerprint
 
-    def sync(self, experts: Iterable[Expert]) -> ExemplarSet:
+    def sync(self, experts: Iterable[Expert], negatives: Iterable[Exemplar] = ()) -> ExemplarSet:
         """Return the experts' exemplars with embeddings; embed and store those that are new.
 
         An expert without exemplars stands there with its card's description as the only one.
+
+        Args:
+            experts: The experts.
+            negatives: Questions that are nobody's, beside those that experts have labelled `oos`.
 
         Raises:
             InvalidInput: The folder cannot be written, the collection is not one of cosines, or
                 the embedder gave something else than finite vectors of one length.
         """
+        experts = tuple(experts)
         own = [(expert.name, item) for expert in experts for item in exemplars_of(expert)]
+        others = [("", item) for item in (*negatives, *negatives_of(experts))]
         everyday = [("", Exemplar(text)) for text in QUESTIONS] if own else []
         with self._syncing:
-            wanted = {_digest(item.text): (name, item) for name, item in own + everyday}
+            wanted = {_digest(item.text): (name, item) for name, item in own + everyday + others}
             missing = {key: wanted[key] for key in wanted if key not in self._known}
             if missing:
                 self._fill(missing)
@@ -89,6 +97,7 @@ class ExemplarStore:
             tuple(name for name, _ in own),
             self._vectors(own),
             self._vectors(everyday),
+            self._vectors(others),
         )
 
     def _vectors(self, items: list[tuple[str, Exemplar]]) -> NDArray[np.float32]:
@@ -225,7 +234,16 @@ def _collection(client: Any, identity: str) -> Any:
 def exemplars_of(expert: Expert) -> tuple[Exemplar, ...]:
     """Return the expert's exemplars, each once; without any, its description as the only one."""
     described = Exemplar(expert.card.description, next(iter(expert.card.languages), "en"))
-    unique = {item.text: item for item in expert.exemplars or (described,)}
+    own = tuple(item for item in expert.exemplars if item.label != OOS)
+    unique = {item.text: item for item in own or (described,)}
+    return tuple(unique.values())
+
+
+def negatives_of(experts: Iterable[Expert]) -> tuple[Exemplar, ...]:
+    """Return the experts' exemplars that are nobody's question, each once."""
+    unique = {
+        item.text: item for expert in experts for item in expert.exemplars if item.label == OOS
+    }
     return tuple(unique.values())
 
 

@@ -290,7 +290,7 @@ def _routes(
 
 
 def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: int) -> Route:
-    order = np.argsort(-scores.density[row], kind="stable")
+    order = np.argsort(-scores.class_score[row], kind="stable")
     probability = scores.probability[row]
     best = order[0]
     in_scope, threshold = scores.in_scope[row, best], scorer.thresholds[best]
@@ -299,7 +299,14 @@ def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: in
     return Route(
         question=question,
         experts=tuple(
-            Candidate(scorer.names[i], float(scores.density[row, i]), float(probability[i]))
+            Candidate(
+                scorer.names[i],
+                float(scores.class_score[row, i]),
+                float(probability[i]),
+                float(scores.in_scope[row, i]),
+                float(scores.in_scope_probability[row, i]),
+                float(scorer.thresholds[i]),
+            )
             for i in order
         ),
         abstained=not matched,
@@ -316,4 +323,7 @@ def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: in
             for i in nearest
         ),
         fingerprint=state.fingerprint,
+        in_scope_probability=float(scores.in_scope_probability[row, best]),
+        chosen=(scorer.names[best],) if matched else (),
+        routed=question,
     )

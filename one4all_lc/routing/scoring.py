@@ -39,15 +39,17 @@ class Scores:
     """What `Scorer.score` finds for a batch of q questions, c experts and n exemplars.
 
     Attributes:
-        density: (q, c), the class score.
-        probability: (q, c), calibrated softmax of the density; rows sum to 1.
+        class_score: (q, c), whose question it is.
+        probability: (q, c), calibrated softmax of the class score; rows sum to 1.
         in_scope: (q, c), compared with the experts' thresholds.
+        in_scope_probability: (q, c), that the question is within that expert's domain.
         similarity: (q, n), cosine to every exemplar, language removed.
     """
 
-    density: Array
+    class_score: Array
     probability: Array
     in_scope: Array
+    in_scope_probability: Array
     similarity: Array
 
 
@@ -83,6 +85,7 @@ class Scorer:
         languages: Sequence[str] | None = None,
         background: Array | None = None,
         target_retention: float = 0.95,
+        negatives: Array | None = None,
     ) -> Self:
         """Fit centres, temperature and thresholds.
 
@@ -99,6 +102,7 @@ class Scorer:
                 for a single expert, whose mean is its own subject, nothing away.
             target_retention: The share of its own exemplars that an expert should take when each
                 is held out; the rest sets the threshold.
+            negatives: (k, d) embeddings of questions that are nobody's.
 
         Returns:
             The scorer, its experts in the order of their first exemplars.
@@ -121,7 +125,7 @@ class Scorer:
         mine = owners[held_out]
         thresholds = _thresholds(scores.in_scope, mine, target_retention)
         return replace(
-            draft, temperature=_fit_temperature(scores.density, mine), thresholds=thresholds
+            draft, temperature=_fit_temperature(scores.class_score, mine), thresholds=thresholds
         )
 
     def score(self, queries: Array) -> Scores:
@@ -143,7 +147,7 @@ class Scorer:
         density = self._density(free, self.centre, held_out)
         in_scope = self._density(free, self.origin, held_out)
         probability = np.exp(_log_softmax(density / self.temperature)).astype(np.float32)
-        return Scores(density, probability, in_scope, similarity)
+        return Scores(density, probability, in_scope, probability, similarity)
 
     def _density(self, free: Array, middle: Array, held_out: NDArray[np.intp] | None) -> Array:
         """Score questions (q, d) by every expert, (q, c), with cosines around `middle`."""
