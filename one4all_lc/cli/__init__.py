@@ -11,11 +11,28 @@ import sys
 
 import typer
 
-from one4all_lc.cli import asking, folders, training  # each adds its commands
+from one4all_lc.cli import (  # each adds its commands
+    asking,
+    evaluating,
+    folders,
+    sharing,
+    training,
+    versions,
+)
 from one4all_lc.cli.common import app
 from one4all_lc.errors import One4AllError
 
-__all__ = ["app", "asking", "folders", "main", "run", "training"]
+__all__ = [
+    "app",
+    "asking",
+    "evaluating",
+    "folders",
+    "main",
+    "run",
+    "sharing",
+    "training",
+    "versions",
+]
 
 
 def main() -> None:

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from one4all_lc.errors import InvalidInput
 from one4all_lc.training.data import Row
 
+_WORD = r"\w+|[^\w\s]"
+"""Some languages have words of one letter, and some rows have only punctuation."""
+
 
 def nearest_answers(rows: Sequence[Row], questions: Sequence[str]) -> list[str] | None:
     """Answer each question with what was answered to the training question most like it.

@@ -171,6 +171,14 @@ def compare_cards(new: ExpertCard, old: ExpertCard | None, tolerance: float = 0.
     return Verdict(new.name, against, metric, one, other, gain, None, rows, worse)
 
 
+def no_rows() -> InvalidInput:
+    """Return the error for data from which no row was held out."""
+    msg = (
+        "None of the rows has split 'test' or 'dev': nothing can be held against what is in place."
+    )
+    return InvalidInput(msg)
+
+
 def _against_base(new: Examination, tolerance: float) -> Verdict:
     metric = new.expert.card.metric
     scores = None

@@ -57,10 +57,12 @@ class Asked:
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen."""
-        lists = {
-            name: tuple(v) if isinstance(v, list) else v for name, v in self.generation.items()
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in self.generation.items()
         }
-        return Sampling(**{**lists, "temperature": 0.0})
+        settings["temperature"] = 0.0
+        return Sampling(**settings)
 
     @property
     def experts(self) -> tuple[tuple[Expert, float], ...]:

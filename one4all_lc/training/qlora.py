@@ -26,9 +26,9 @@ from one4all_lc.folder import (
     sha256_of,
     write_exemplars,
 )
-from one4all_lc.publishing import publish, recover
+from one4all_lc.publishing import recover
 from one4all_lc.training.data import Example, Row, encode, read_rows
-from one4all_lc.training.evaluation import held_out_split, measure, rouge_l
+from one4all_lc.training.proving import Publication
 from one4all_lc.training.recipe import About, Recipe
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def train_expert(
     recipe: Recipe | None = None,
     base: str = DEFAULT_BASE,
     resume: bool = False,
+    publication: Publication | None = None,
 ) -> Expert:
     """Train an expert from rows of data, measure it against the base, and put it in `folder`.
 
@@ -58,16 +59,21 @@ def train_expert(
         recipe: How to train.
         base: The base to train on, quantized as NF4.
         resume: Go on from the last checkpoint of a run that was stopped.
+        publication: How the expert is measured, and whether it may replace what is in place.
 
     Raises:
+        WorseExpert: The gate was asked for, and the expert measures worse than what is in place;
+            it stays in the hidden folder.
         InvalidInput: The data or the description cannot be used.
         UnfitExpert: The folder's name or its present card cannot be used.
         ModelNotFound: No place holds the base.
     """
     folder, recipe = Path(folder).resolve(), recipe or Recipe()
+    publication = publication or Publication()
     card = _card_facts(folder, about or About())
     rows = read_rows(data)
-    rouge_l()  # what the measuring needs is missed now rather than after the training
+    # What the measuring needs is missed now rather than after the training.
+    publication.check(card["metric"], rows)
     shared = SharedBase.load(base, quantization="nf4", shared=False)
     examples, left_out = _examples(rows, shared, card["system_prompt"], recipe)
     run = {"base": base, "recipe": asdict(recipe), "data": [sha256_of(Path(p)) for p in data]}
@@ -86,10 +92,7 @@ def train_expert(
     del shared  # the measuring loads the base as it is served
     _carry_over(folder, made)
     _give_exemplars(made, rows, recipe.seed)
-    ExpertCard(**card).write(made)
-    if held_out_split(rows):
-        ExpertCard(**card, metrics=measure(made, rows, base)).write(made)
-    publish(made, folder)
+    publication.publish(ExpertCard(**card), made, folder, rows)
     shutil.rmtree(work)
     return read_expert(folder)
 
@@ -158,6 +161,7 @@ def _card_facts(folder: Path, about: About) -> dict[str, Any]:
         "languages": kept("languages", ("en",)),
         "system_prompt": kept("system_prompt", ""),
         "generation": kept("generation", {}),
+        "metric": kept("metric", "rouge_l"),
         "license": about.license or present.get("training", {}).get("license", "unknown"),
         "version": present.get("version", 0) + 1,
     }

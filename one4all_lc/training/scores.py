@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from one4all_lc.card import PERPLEXITY, SCORER
 from one4all_lc.errors import InvalidInput
+from one4all_lc.training.intervals import Array
 
 Score = Callable[[str, str], float]
 """From an answer and the wanted one to a number; higher is better."""
@@ -53,9 +53,7 @@ def scores_of(scorer: str | None = None) -> Mapping[str, Score]:
     return known if scorer is None else {**known, scorer: _scorer(scorer)}
 
 
-def score_all(
-    name: str, score: Score, answers: list[str], wanted: list[str]
-) -> NDArray[np.float64]:
+def score_all(name: str, score: Score, answers: list[str], wanted: list[str]) -> Array:
     """Return (n,) scores.
 
     Raises:
