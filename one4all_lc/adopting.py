@@ -105,7 +105,7 @@ def adopt(
 def _found(source: str | Path, revision: str | None) -> tuple[Path, dict[str, Any]]:
     """Return the folder of the adapter and where it comes from, for the card."""
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if str(source).strip() and folder.is_dir():
         if revision is not None:
             msg = f"{source} is a folder: --revision is for the hub."
             raise InvalidInput(msg)

@@ -16,6 +16,8 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 WANTED = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, EXEMPLARS_FILE)
 """What is fetched: nothing else of a repository reaches the disk."""
 
+_NOT_ALLOWED = (401, 403)
+
 
 @dataclass(frozen=True)
 class Fetched:
@@ -41,21 +43,18 @@ def fetch(repo_id: str, revision: str | None = None) -> Fetched:
         InvalidInput: There is no such repository or revision, the hub cannot be reached, or the
             repository has no PEFT adapter as safetensors.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import snapshot_download
 
     with _one_sentence(repo_id, revision):
-        info = HfApi().model_info(repo_id, revision=revision)
-        commit = str(info.sha)
-        names = {item.rfilename for item in info.siblings or ()}
-        missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if name not in names]
-        if missing:
-            msg = (
-                f"{repo_id} has no {missing[0]}: only a PEFT adapter saved as safetensors is "
-                "fetched."
-            )
-            raise InvalidInput(msg)
-        folder = snapshot_download(repo_id, revision=commit, allow_patterns=list(WANTED))
-    return Fetched(Path(folder), commit)
+        folder = Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(WANTED)))
+    missing = [name for name in (CONFIG_FILE, WEIGHTS_FILE) if not (folder / name).is_file()]
+    if missing:
+        msg = (
+            f"{repo_id} has no {missing[0]}: only a PEFT adapter saved as safetensors is fetched; "
+            "pickles can run code when they are loaded."
+        )
+        raise InvalidInput(msg)
+    return Fetched(folder, folder.name)
 
 
 def upload(
@@ -127,5 +126,9 @@ def _one_sentence(repo_id: str, revision: str | None) -> Iterator[None]:
         msg = f"{repo_id!r} is no id on the hub ({first_line(error)}): write owner/name."
         raise InvalidInput(msg) from error
     except (HfHubHTTPError, HTTPError, OfflineModeIsEnabled, OSError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in _NOT_ALLOWED:
+            msg = f"{hub} does not let you change {repo_id}: `hf auth login`, or set HF_TOKEN."
+            raise InvalidInput(msg) from error
         msg = f"{hub} does not do it for {repo_id} ({first_line(error)}): try again, or go online."
         raise InvalidInput(msg) from error

@@ -1,5 +1,6 @@
 """An expert for others: its model card for the hub, and its files there."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,7 +118,8 @@ def _body(expert: Expert, repo_id: str) -> Iterator[str]:
 
 def _usage(expert: Expert, repo_id: str) -> Iterator[str]:
     card = expert.card
-    question = expert.exemplars[0].text if expert.exemplars else "..."
+    question = _quoted(expert.exemplars[0].text if expert.exemplars else "...")
+    base, name = _quoted(card.base), _quoted(card.name)
     yield f"""## Use it in LangChain
 
 ```sh
@@ -128,12 +130,13 @@ one4all adopt {repo_id} --adapters adapters --name {card.name} --base {card.base
 ```python
 from one4all_lc import One4All
 
-one = One4All.load("adapters", base={card.base!r})
-one.invoke({question!r}, model={card.name!r})  # this expert
-one.invoke({question!r})  # whichever expert the question belongs to
+one = One4All.load("adapters", base={base})
+one.invoke({question}, model={name})  # this expert
+one.invoke({question})  # whichever expert the question belongs to
 ```
 
-With PEFT alone: `PeftModel.from_pretrained(base, {repo_id!r})`."""
+With PEFT alone: `PeftModel.from_pretrained(base, {_quoted(repo_id)})`.
+"""
     if card.system_prompt:
         yield f"Its system prompt, in training as in use:\n\n> {card.system_prompt}"
     yield ""
@@ -191,6 +194,11 @@ def _license(card: ExpertCard) -> str:
     if written == "unknown":
         return "unknown"
     return _LICENSES.get(re.sub(r"[\s_]+", "-", written.strip().lower()), "other")
+
+
+def _quoted(text: str) -> str:
+    """Write a text as Python does, in double quotes."""
+    return json.dumps(" ".join(text.split()), ensure_ascii=False)
 
 
 def _words(name: str) -> str:
