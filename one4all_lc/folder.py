@@ -165,6 +165,16 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
     path = folder / EXEMPLARS_FILE
     if not path.exists() and not path.is_symlink():
         return ()
+    return read_exemplars_file(path)
+
+
+def read_exemplars_file(path: Path) -> tuple[Exemplar, ...]:
+    """Read a file of exemplars, of an expert or for one.
+
+    Raises:
+        UnfitExpert: A line is not `{"text": ..., "language": ...}`.
+        OSError: The file cannot be read.
+    """
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     exemplars = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut JSON strings
@@ -177,8 +187,8 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
         values = (exemplar.text, exemplar.language)
         known = exemplar.label in ("", OOS)
         if not known or not all(isinstance(value, str) and value.strip() for value in values):
-            what = f"line {number} of {EXEMPLARS_FILE} is {line[:60]!r}"
-            _refuse(folder, what, 'write {"text": "a question", "language": "en"}')
+            what = f"line {number} of {path.name} is {line[:60]!r}"
+            _refuse(path.parent, what, 'write {"text": "a question", "language": "en"}')
         exemplars.append(exemplar)
     return tuple(exemplars)
 

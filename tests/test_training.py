@@ -14,11 +14,11 @@ from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
+from one4all_lc.training.batches import IGNORED, collate
 from one4all_lc.training.data import encode, read_rows
 from one4all_lc.training.evaluation import measure
 from one4all_lc.training.qlora import train_expert
 from one4all_lc.training.recipe import About, Recipe
-from one4all_lc.training.trainer import IGNORED, collate, features
 
 ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")
 WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
@@ -63,7 +63,7 @@ def data(tmp_path):
 
 
 def train(folder, data, base, steps=12, **options):
-    recipe = Recipe(steps=steps, batch_rows=8, learning_rate=1e-2)
+    recipe = Recipe(steps=steps, batch_tokens=240, learning_rate=1e-2)
     return train_expert(folder, [data], about=ABOUT, recipe=recipe, base=base, **options)
 
 
@@ -163,7 +163,7 @@ def test_only_answers_are_learned_and_padding_is_not(small_base):
     tokenizer = SharedBase.load(small_base).tokenizer
     rows = read_rows_of(("Hi?", "Yes."), ("A longer question?", "No, not at all."))
     examples, left_out = encode(rows, tokenizer, "", 512)
-    batch = collate([features(example) for example in examples])
+    batch = collate(examples)
     assert left_out == 0
     for row, example in enumerate(examples):
         labels = batch["labels"][row]

@@ -135,6 +135,15 @@ def describe(base: str = DEFAULT_BASE) -> BaseFacts:
     return facts_of(base, model, _load_tokenizer(folder))
 
 
+def load_tokenizer(base: str = DEFAULT_BASE) -> "PreTrainedTokenizerBase":
+    """Load a base's tokenizer alone.
+
+    Raises:
+        ModelNotFound: No place holds the base.
+    """
+    return _load_tokenizer(resolve(base))
+
+
 def facts_of(
     base: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> BaseFacts:

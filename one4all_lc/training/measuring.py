@@ -214,12 +214,9 @@ def _row_losses(shared: SharedBase, batch: Sequence[Example]) -> "torch.Tensor":
     """Return (rows,) summed cross entropies of the answers."""
     import torch
 
-    from one4all_lc.training.trainer import IGNORED, collate, features
+    from one4all_lc.training.batches import IGNORED, collate
 
-    inputs = {
-        name: tensor.to(shared.device)
-        for name, tensor in collate([features(example) for example in batch]).items()
-    }
+    inputs = {name: tensor.to(shared.device) for name, tensor in collate(batch).items()}
     labels = inputs.pop("labels")
     # Answers end at the last column: logits are computed from where the longest begins.
     first = int((labels != IGNORED).any(0).nonzero()[0])

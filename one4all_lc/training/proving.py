@@ -41,14 +41,20 @@ class Publication:
     answered: int = ANSWERED_ROWS
     advance: Advance | None = None
 
-    def check(self, metric: str, rows: Sequence[Row]) -> None:
-        """Refuse what would be refused after a training.
+    def check(self, metric: str) -> None:
+        """Refuse before a training what would be refused after it.
 
         Raises:
-            InvalidInput: A metric is not measured, a package that measures is missing, or the gate
-                has no rows to compare with.
+            InvalidInput: A metric is not measured, or a package that measures is missing.
         """
         check_metric(metric, scores_of(self.scorer))
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Refuse rows that the gate has nothing to compare with in.
+
+        Raises:
+            InvalidInput: None of them was held out.
+        """
         if self.gate and held_out_split(rows) is None:
             raise no_rows()
 
