@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from one4all_lc.base.embedded import resolve
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.base.loading import SharedBase
 from one4all_lc.card import ExpertCard
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert, WorseExpert
 from one4all_lc.folder import WEIGHTS_FILE, read_expert, sha256_of
@@ -24,7 +23,7 @@ from one4all_lc.training.measuring import Asked, HeldOut, answers, losses
 from one4all_lc.training.proving import Publication, publish_if_not_worse
 from one4all_lc.training.scores import exact_match, first_word, score_all, scores_of
 from one4all_lc.versions import rollback, versions_of
-from tests.experts import write_expert
+from tests.experts import write_expert, write_tiny_base
 
 WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
 
@@ -40,26 +39,7 @@ def rows_of(prefix: str, tests: int = 2) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A tiny random llama that NF4 quantizes, with the embedded base's tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(DEFAULT_BASE))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    folder = tmp_path_factory.mktemp("small")
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return str(write_tiny_base(tmp_path_factory.mktemp("bases") / "tiny"))
 
 
 @pytest.fixture(scope="module")
