@@ -104,7 +104,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     watched = notes.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=notes, disable=not watched) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=notes, disable=not (watched and total)) as bar:
         task, done = bar.add_task(what, total=total), 0
 
         def advance() -> None:

@@ -1,22 +1,32 @@
 """`one4all adopt` and `one4all push`: experts from elsewhere, and for others."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from one4all_lc.cli.common import AsJson, Base, app, loading, print_json
+from one4all_lc.cli.common import AsJson, Base, app, folder_of, loading, print_json
 from one4all_lc.cli.versions import Keep, Metric
 from one4all_lc.publishing import KEPT
+
+if TYPE_CHECKING:
+    from one4all_lc.adopting import Adoption
+    from one4all_lc.folder import Expert
+
+Exemplars = Annotated[
+    Path | None, typer.Option(help='JSONL of {"text", "language"}: what it is asked.')
+]
+SameBase = Annotated[bool, typer.Option("--same-base", help="It names this base by another name.")]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="As the next version of the expert of that name.")
+]
 
 
 @app.command()
 def adopt(
     source: Annotated[str, typer.Argument(help="A folder of a PEFT LoRA, or its id on the hub.")],
     description: Annotated[str | None, typer.Option(help="What the expert is for.")] = None,
-    exemplars: Annotated[
-        Path | None, typer.Option(help='JSONL of {"text", "language"}: what it is asked.')
-    ] = None,
+    exemplars: Exemplars = None,
     name: Annotated[str | None, typer.Option(help="By default made from the source's.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
     title: Annotated[str | None, typer.Option(help="A few words for people.")] = None,
@@ -25,45 +35,42 @@ def adopt(
     license: Annotated[str | None, typer.Option(help="Its data's license.")] = None,  # noqa: A002
     answer_tokens: Annotated[int | None, typer.Option(min=1, help="Most of an answer.")] = None,
     metric: Metric = None,
-    adapters: Annotated[
-        Path | None, typer.Option(help="The folder of experts, made if need be.")
-    ] = None,
+    adapters: Annotated[Path | None, typer.Option(help="Made if need be.")] = None,
     base: Base = None,
-    same_base: Annotated[
-        bool, typer.Option("--same-base", help="It names this base by another name.")
-    ] = False,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="As the next version of the expert of that name.")
-    ] = False,
+    same_base: SameBase = False,
+    replace: Replace = False,
     keep: Keep = KEPT,
     as_json: AsJson = False,
 ) -> None:
     """Make an expert of a PEFT LoRA that was made elsewhere."""
-    from one4all_lc import adopting
-    from one4all_lc.base.loading import DEFAULT_BASE, describe
-    from one4all_lc.cli.common import folder_of
+    from one4all_lc.adopting import Adoption
 
-    about = adopting.Adoption(
-        name=name,
-        title=title,
-        description=description,
-        languages=tuple(language) if language else None,
-        system_prompt=system_prompt,
-        generation={"max_tokens": answer_tokens} if answer_tokens else None,
-        license=license,
-        metric=metric,
-        exemplars=exemplars,
-        same_base=same_base,
-        replace=replace,
-    )
-    place = folder_of(adapters)
-    with loading(base or DEFAULT_BASE):
-        facts = describe(base or DEFAULT_BASE)
-    expert = adopting.adopt(source, place, facts, about, revision=revision, keep=keep)
+    languages = tuple(language) if language else None
+    generation = {"max_tokens": answer_tokens} if answer_tokens else None
+    said = (name, title, description, languages, system_prompt, generation, license, metric)
+    about = Adoption(*said, exemplars, same_base=same_base, replace=replace)
+    expert = _adopted(source, about, adapters, base, revision, keep)
     if as_json:
         print_json({**expert.card.as_dict(), "identity": expert.identity})
-        return
-    typer.echo(f"{expert.name} version {expert.card.version} is in {expert.folder}")
+    else:
+        typer.echo(f"{expert.name} version {expert.card.version} is in {expert.folder}")
+
+
+def _adopted(
+    source: str,
+    about: "Adoption",
+    adapters: Path | None,
+    base: str | None,
+    revision: str | None,
+    keep: int,
+) -> "Expert":
+    from one4all_lc.adopting import adopt as taken
+    from one4all_lc.base.loading import DEFAULT_BASE, describe
+
+    place, base = folder_of(adapters), base or DEFAULT_BASE
+    with loading(base):
+        facts = describe(base)
+    return taken(source, place, facts, about, revision=revision, keep=keep)
 
 
 @app.command()

@@ -1,5 +1,7 @@
 """`one4all publish`, `rollback` and `experts --versions`: which version is served."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,8 @@ from one4all_lc.publishing import KEPT
 
 if TYPE_CHECKING:
     from one4all_lc.library import Library
+    from one4all_lc.training.data import Row
+    from one4all_lc.training.proving import Publication
     from one4all_lc.versions import Version
 
 Keep = Annotated[int, typer.Option(min=0, help="Old versions that are kept.")]
@@ -40,27 +44,14 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Put an expert in place if it is not worse than the version that is there."""
-    from one4all_lc.cli.evaluating import counting
     from one4all_lc.folder import read_expert
     from one4all_lc.training.data import read_rows
-    from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS
-    from one4all_lc.training.proving import Publication, publish_if_not_worse
+    from one4all_lc.training.proving import publish_if_not_worse
 
     target = folder_of(adapters) / read_expert(folder).name
     rows = read_rows(data or [])
-    scored, answered = limit or SCORED_ROWS, limit or ANSWERED_ROWS
-    held_out = min(scored, len(rows)) + min(answered, len(rows))
-    with counting("measuring", 2 * held_out if not force else 0) as advance:
-        how = Publication(
-            gate=not force,
-            tolerance=tolerance,
-            scorer=scorer,
-            keep=keep,
-            quantization=quantization,  # type: ignore[arg-type]
-            scored=scored,
-            answered=answered,
-            advance=advance,
-        )
+    settings = {"gate": not force, "tolerance": tolerance, "scorer": scorer, "keep": keep}
+    with _measuring(rows, limit, quantization=quantization, **settings) as how:
         expert, verdict = publish_if_not_worse(folder, target, rows, publication=how, base=base)
     if as_json:
         found = verdict.as_dict() if verdict else None
@@ -70,6 +61,24 @@ def publish(
     typer.echo(f"{expert.name} version {expert.card.version} is in {target}")
     if verdict:
         typer.echo(f"{verdict}")
+
+
+@contextlib.contextmanager
+def _measuring(
+    rows: Sequence["Row"], limit: int | None, **settings: Any
+) -> Iterator["Publication"]:
+    """Return how a version is measured, under a progress bar."""
+    from one4all_lc.cli.evaluating import counting
+    from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS
+    from one4all_lc.training.measuring import held_out_split
+    from one4all_lc.training.proving import Publication
+
+    split = held_out_split(rows)
+    held_out = sum(row.split == split for row in rows) if settings["gate"] else 0
+    scored = min(limit or SCORED_ROWS, held_out)
+    answered = min(limit or ANSWERED_ROWS, scored)
+    with counting("measuring", 2 * (scored + answered)) as advance:
+        yield Publication(scored=scored, answered=answered, advance=advance, **settings)
 
 
 @app.command()
