@@ -104,7 +104,8 @@ def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     watched = notes.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=notes, disable=not (watched and total)) as bar:
+    hidden = not (watched and total)
+    with Progress(*columns, TimeRemainingColumn(), console=notes, disable=hidden) as bar:
         task, done = bar.add_task(what, total=total), 0
 
         def advance() -> None:

@@ -237,10 +237,10 @@ def _of_all(rows: Sequence[Row], usable: Sequence[Row], max_tokens: int) -> Iter
         yield Finding("no_train", whole, f"{whole}: {what}", refused=True)
     elif not kept:
         what = (
-            f"All {len(learned)} training rows, from {learned[0].place} on, are longer than "
-            f"{max_tokens} tokens or held out as well: shorten their answers."
+            f"and all other training rows, {len(learned)} in sum, are longer than {max_tokens} "
+            "tokens or held out as well: shorten their answers."
         )
-        yield Finding("too_long", learned[0].place, what, refused=True)
+        yield _finding("too_long", learned[0].place, what, refused=True)
     elif kept < FEWEST_ROWS:
         what = "is the only training row: one row teaches nothing, give more."
         yield _finding("one_row", learned[0].place, what, refused=True)

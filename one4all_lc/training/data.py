@@ -161,7 +161,8 @@ def _row(read: Read, fields: Fields) -> Row | Unreadable:
     if wrong is not None:
         kind, what = wrong
         shown = repr(str(read.values))[:82]
-        return Unreadable(read.place, kind, f"{what}: {shown}. {WRITE}")
+        write = WRITE.replace("question", fields.question).replace("answer", fields.answer)
+        return Unreadable(read.place, kind, f"{what}: {shown}. {write}")
     values = read.values
     question = ask_about(
         values[fields.question], _columns(read, fields), values.get(fields.context)

@@ -288,9 +288,7 @@ class _CsvText(_Text):
                 elif not any(cell.strip() for cell in cells):
                     continue
                 elif len(cells) != len(header):
-                    what = (
-                        f"has {len(cells)} cells where the first line names {len(header)} columns"
-                    )
+                    what = f"has {len(cells)} cells where the first line names {len(header)}"
                     yield Unreadable(place, "cells", f"{what}: {_shown(','.join(cells))}")
                 else:
                     values = dict(zip(header, cells, strict=True))
