@@ -333,6 +333,56 @@ class TestGate:
         assert [item.number for item in versions_of(place)] == [2, 1]
 
 
+def test_a_training_replaces_only_what_it_beats(base, tmp_path):
+    """Lost: the expert in use, to a training that was told to publish what it made."""
+    from one4all_lc.training.qlora import train_expert
+    from one4all_lc.training.recipe import About, Recipe
+
+    rows = [
+        json.dumps({"question": row.question, "answer": row.answer, "split": row.split})
+        for row in rows_of("Say")
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(rows))
+    folder = tmp_path / "adapters" / "law"
+    about = About(description="Shouts.", generation={"max_tokens": 6}, metric="perplexity")
+    how = Publication(gate=True, scored=16, answered=4)
+
+    def train(learning_rate, **options):
+        recipe = Recipe(steps=30, rank=4, learning_rate=learning_rate, patience=0)
+        return train_expert(
+            folder, [data], about=about, recipe=recipe, base=base, publication=how, **options
+        )
+
+    good = train(1e-2)
+    assert (good.card.version, good.card.metric) == (1, "perplexity")
+    with pytest.raises(WorseExpert, match="version 1 has") as refused:
+        train(1e-7)
+    made = folder.parent / ".law.training" / "law"
+    assert str(made) in str(refused.value)
+    assert read_expert(folder) == good
+    assert read_expert(made).card.version == 2
+    forced = replace(how, gate=False)
+    assert publish_if_not_worse(made, folder, publication=forced)[0].card.version == 2
+    assert rollback(folder).identity == good.identity
+
+
+def test_a_gate_without_held_out_rows_is_refused_before_the_training(base, tmp_path):
+    """Lost: a training, at the end of which nothing can be compared."""
+    from one4all_lc.training.qlora import train_expert
+    from one4all_lc.training.recipe import About
+
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"question": "Say a", "answer": "A!"}\n{"question": "Say b", "answer": "B!"}')
+    about, how = About(description="Shouts."), Publication(gate=True)
+    with pytest.raises(InvalidInput, match="hold some out"):
+        train_expert(tmp_path / "law", [data], about=about, base=base, publication=how)
+    unknown = replace(about, metric="mine:score")
+    with pytest.raises(InvalidInput, match="give --scorer mine:score"):
+        train_expert(tmp_path / "law", [data], about=unknown, base=base)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
 def test_other_experts_answer_bit_for_bit_as_before(base, facts, make, tmp_path):
     """Lost: the promise that an update of one expert touches nobody else."""
     shared = SharedBase.load(base, quantization="nf4")
