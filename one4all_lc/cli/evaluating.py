@@ -52,7 +52,7 @@ def evaluate(
     """Measure every expert on every domain, and the routed answers against the oracle's."""
     from one4all_lc.training.matrix_report import as_dict, page_of
 
-    library = library_of(adapters)
+    library = _chat_experts(library_of(adapters))
     rows = rows_by_expert(data, library)
     matrix = _matrix(library, rows, base, quantization, limit, scorer)
     if out is not None:
@@ -65,6 +65,13 @@ def evaluate(
         return
     print_metrics(document["metrics"])
     _print_ways(document)
+
+
+def _chat_experts(library: "Library") -> "Library":
+    """Leave out experts that write nothing: they label, and are measured as they are trained."""
+    from one4all_lc.library import Library
+
+    return Library.of([expert for expert in library if expert.card.kind == "chat"])
 
 
 def rows_by_expert(data: Sequence[Path], library: "Library") -> dict[str, list["Row"]]:
@@ -84,7 +91,11 @@ def rows_by_expert(data: Sequence[Path], library: "Library") -> dict[str, list["
         found = [path / f"{name}.jsonl" for name in library.names]
         there = [file for file in found if file.is_file()]
         if not there:
-            msg = f"{path} has rows for no expert: name a file {found[0].name}, for example."
+            shown = found[0].name if found else "NAME.jsonl"
+            msg = (
+                f"{path} has rows for no expert: name a file {shown}, for example, with rows as "
+                "`one4all train` reads them."
+            )
             raise InvalidInput(msg)
         files += there
     for file in files:
@@ -155,15 +166,14 @@ def _matrix(
     from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS
     from one4all_lc.training.matrix import cells, domains_of, fill
 
-    chats = [expert.folder for expert in library if expert.card.kind == "chat"]
     with loading(base or DEFAULT_BASE, MODEL):
         shared = SharedBase.load(
             base or DEFAULT_BASE,
             quantization=quantization,  # type: ignore[arg-type]
         )
         asked = Library(base=shared.facts)
-        for folder in chats:
-            asked.add(folder)
+        for expert in library:
+            asked.add(expert.folder)
         router = SemanticRouter(library=asked)
         router.refresh()
     scored, answered = limit or SCORED_ROWS, limit or ANSWERED_ROWS
