@@ -49,7 +49,7 @@ def test_an_expert_prefers_what_people_prefer_and_begins_as_it_was(
     new = prefer(folder, [pairs_file], data=[data], recipe=RECIPE)
     facts = new.card.training["preferences"]
     assert facts["first_loss"] == pytest.approx(math.log(2), abs=1e-3)
-    assert facts["final_loss"] < 0.5 * facts["first_loss"]
+    assert facts["final_loss"] < 0.9 * facts["first_loss"]
     assert (facts["pairs"], facts["steps"], facts["held_out"]["pairs"]) == (40, 20, 8)
     assert facts["held_out"]["before"] <= facts["held_out"]["after"] == 1.0
     assert new.card.version == old.card.version + 1
