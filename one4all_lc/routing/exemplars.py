@@ -100,6 +100,23 @@ class ExemplarStore:
             self._vectors(others),
         )
 
+    def forget(self, texts: Iterable[str]) -> None:
+        """Delete texts and their embeddings from the collection.
+
+        Another library that has such a text embeds it again when it starts.
+
+        Raises:
+            InvalidInput: The folder cannot be written.
+        """
+        gone = sorted({_digest(text) for text in texts if text not in QUESTIONS})
+        if not gone:
+            return
+        with self._syncing, self._opened(self.fingerprint) as collection:
+            for keys in _chunks(gone):
+                collection.delete(ids=keys)
+            for key in gone:
+                self._known.pop(key, None)
+
     def _vectors(self, items: list[tuple[str, Exemplar]]) -> NDArray[np.float32]:
         rows = [self._known[_digest(item.text)] for _, item in items]
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)

@@ -22,6 +22,7 @@ from one4all_lc.routing.exemplars import (
     exemplars_of,
     named,
 )
+from one4all_lc.routing.live import LiveExemplars
 from one4all_lc.routing.question import RouterInput, question_of
 from one4all_lc.routing.route import Candidate, NearExemplar, Route
 from one4all_lc.routing.scoring import Array, Scorer, Scores
@@ -49,7 +50,7 @@ class _State:
         )
 
 
-class SemanticRouter(Runnable[RouterInput, Route]):
+class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
     """Route a question to the expert whose exemplars it is near, or to none.
 
     Takes a string, messages (the last human one is routed), a prompt value, or a mapping with
@@ -182,10 +183,16 @@ class SemanticRouter(Runnable[RouterInput, Route]):
 
         It is a route's own fingerprint, known without embedding anything: a key for caches.
         """
-        return self._fingerprint_of(tuple(self.library))
+        return self._fingerprint_of(self._experts())
+
+    @property
+    def exemplars(self) -> ExemplarSet:
+        """The exemplars that questions are compared with, and their embeddings."""
+        return self._current().exemplars
 
     def refresh(self) -> None:
-        """Bring the router up to the library now instead of at the next question."""
+        """Bring the router up to the library and its files now, not at the next question."""
+        self.library.notice(at_once=True)
         self._current()
 
     async def arefresh(self) -> None:
@@ -218,9 +225,13 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             vectors = checked_vectors(self.embeddings, rows, len(texts))
         return _routes(questions, state, vectors)
 
+    def _experts(self) -> tuple[Expert, ...]:
+        self.library.notice()
+        return tuple(self.library)
+
     def _current(self) -> _State:
         """Return the state for the library as it is now."""
-        experts = tuple(self.library)
+        experts = self._experts()
         state = self._state
         if state is not None and state.of(experts):
             return state
