@@ -129,52 +129,55 @@ def exemplar_map(points: Floats, owners: NDArray[np.intp], labels: Sequence[str]
         named(panel, f"Directions {2 * number + 1} and {2 * number + 2}")
         panel.set_xticks([])
         panel.set_yticks([])
-        if few:
-            marks = _marked(panel, pair, owners, labels)
-        else:
-            _crowd(panel, pair, owners, labels)
+        marks = _marked(panel, pair, owners, labels, few=few)
+        _name(panel, pair, owners, labels)
     if few:
         legend(panels[-1], marks, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return png(figure)
 
 
 def _marked(
-    panel: "Axes", pair: Floats, owners: NDArray[np.intp], labels: Sequence[str]
+    panel: "Axes", pair: Floats, owners: NDArray[np.intp], labels: Sequence[str], *, few: bool
 ) -> list[tuple[object, str]]:
-    """Give each domain a colour and a mark of its own."""
+    """Give each domain a colour and a mark; many share them, and are drawn fainter."""
     marks: list[tuple[object, str]] = []
     for index, label in enumerate(labels):
         mine = pair[owners == index]
-        color = PALETTE[index % len(PALETTE)]
-        shape = MARKERS[(index // len(PALETTE) + index) % len(MARKERS)]
-        style: dict[str, Any] = {"alpha": 0.75, "linewidths": 0.3, "edgecolors": "white"}
-        mark = panel.scatter(mine[:, 0], mine[:, 1], s=26, color=color, marker=shape, **style)
-        marks.append((mark, clipped(label)))
+        style: dict[str, Any] = {
+            "color": PALETTE[index % len(PALETTE)],
+            "marker": MARKERS[(index // len(PALETTE) + index) % len(MARKERS)],
+            "s": 24 if few else 8,
+            "alpha": 0.7 if few else 0.4,
+            "linewidths": 0.3 if few else 0,
+        }
+        marks.append((panel.scatter(mine[:, 0], mine[:, 1], **style), clipped(label)))
     return marks
 
 
-def _crowd(panel: "Axes", pair: Floats, owners: NDArray[np.intp], labels: Sequence[str]) -> None:
-    """Colour exemplars by domain; name domains at their middles wherever there is room."""
-    colors = np.array([PALETTE[owner % len(PALETTE)] for owner in owners])
-    panel.scatter(pair[:, 0], pair[:, 1], s=6, c=colors, alpha=0.35, linewidths=0)
-    middles = np.array([pair[owners == index].mean(0) for index in range(len(labels))])
+def _name(panel: "Axes", pair: Floats, owners: NDArray[np.intp], labels: Sequence[str]) -> None:
+    """Write domains' names at their middles, those far out first, wherever there is room."""
+    middles = np.array([np.median(pair[owners == index], axis=0) for index in range(len(labels))])
     size = np.ptp(pair, axis=0).clip(1e-9)
-    room = np.array([0.15, 0.035])  # what a name covers, as a share of the panel
-    placed: list[NDArray[np.float64]] = []
     away = np.linalg.norm((middles - middles.mean(0)) / size, axis=1)
+    placed: list[tuple[NDArray[np.float64], int]] = []
     for index in np.argsort(-away, kind="stable"):
-        middle = middles[index]
-        if any((np.abs(middle - other) < room * size).all() for other in placed):
+        middle, name = middles[index] / size, clipped(labels[index], 20)
+        # A letter covers about a hundredth of the panel's width, a line a thirtieth of its height.
+        if any(
+            abs(middle[0] - other[0]) < 0.0075 * (len(name) + letters)
+            and abs(middle[1] - other[1]) < 0.035
+            for other, letters in placed
+        ):
             continue
-        placed.append(middle)
+        placed.append((middle, len(name)))
         panel.text(
-            float(middle[0]),
-            float(middle[1]),
-            clipped(labels[index], 18),
-            fontsize=7.5,
+            float(middles[index][0]),
+            float(middles[index][1]),
+            name,
+            fontsize=8,
             color=INK,
             ha="center",
             va="center",
             parse_math=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.8},
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8},
         )
