@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from one4all_lc.errors import InvalidInput, UnfitExpert
-from one4all_lc.folder import EXEMPLARS_FILE, OOS, Exemplar, Expert, read_exemplars, write_exemplars
+from one4all_lc.folder import EXEMPLARS_FILE, OOS, Exemplar, read_exemplars, write_exemplars
 
 LOCK_FILE = f".{EXEMPLARS_FILE}.lock"
 
@@ -36,12 +36,16 @@ def reread(folder: Path) -> Exemplars | None:
 
 
 def change_exemplars(
-    expert: Expert, change: Callable[[Exemplars], Exemplars]
+    folder: Path, change: Callable[[Exemplars], Exemplars], in_memory: Exemplars = ()
 ) -> tuple[Exemplars, Exemplars]:
-    """Change an expert's exemplars on disk, starting from what lies there now.
+    """Change a folder's exemplars, starting from what lies there now.
 
-    Processes that change the same file take turns, so that none undoes what another did. An expert
-    that has no folder has its exemplars in memory alone.
+    Processes that change the same file take turns, so that none undoes what another did.
+
+    Args:
+        folder: The expert's folder.
+        change: Makes the new ones of the old ones.
+        in_memory: What an expert has that has no folder; nothing is written then.
 
     Returns:
         The exemplars before and after.
@@ -50,13 +54,13 @@ def change_exemplars(
         InvalidInput: An exemplar is blank, or the folder cannot be written.
         UnfitExpert: The file cannot be understood.
     """
-    with _turn(expert.folder) as on_disk:
-        before = read_exemplars(expert.folder) if on_disk else expert.exemplars
+    with _turn(folder) as on_disk:
+        before = read_exemplars(folder) if on_disk else in_memory
         after = change(before)
         for item in after:
             _check(item)
         if on_disk and after != before:
-            write_exemplars(expert.folder, after)
+            write_exemplars(folder, after)
     return before, after
 
 

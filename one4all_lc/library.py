@@ -225,7 +225,7 @@ class Library:
         """Return an expert's exemplars before and after a change, which is in use from now on."""
         with self._changing:
             old = self[name]
-            before, after = change_exemplars(old, change)
+            before, after = change_exemplars(old.folder, change, old.exemplars)
             self._put(old, dataclasses.replace(old, exemplars=after))
         return before, after
 

@@ -167,7 +167,12 @@ class ExemplarStore:
             with FileLock(folder.with_name(folder.name + ".lock")):
                 settings = chromadb.Settings(anonymized_telemetry=False)
                 client = chromadb.PersistentClient(str(folder), settings=settings)
-                yield _collection(client, identity)
+                try:
+                    yield _collection(client, identity)
+                finally:
+                    # A client kept open has an index in memory that does not learn of other
+                    # processes' writes: it fails at the first item that one of them wrote.
+                    client.close()
         except (OSError, ChromaError) as error:
             msg = (
                 f"{folder} cannot keep the exemplars ({error}): make it writable or set "

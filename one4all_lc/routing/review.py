@@ -1,6 +1,6 @@
 """Exemplars mined into an expert's folder, and a library's exemplars looked through."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from langchain_core.embeddings import Embeddings
 
 from one4all_lc.errors import InvalidInput
 from one4all_lc.exemplar_file import Exemplars, change_exemplars
-from one4all_lc.folder import OOS, Exemplar, Expert
+from one4all_lc.folder import OOS, Exemplar, Expert, read_exemplars
 from one4all_lc.routing import mining
 from one4all_lc.routing.background import QUESTIONS
 from one4all_lc.routing.exemplars import ExemplarSet, embed
@@ -128,7 +128,7 @@ def review(
 
 
 def mine_exemplars(
-    expert: Expert,
+    folder: Path,
     rows: Sequence[Labelled],
     embeddings: Embeddings,
     count: int,
@@ -144,7 +144,7 @@ def mine_exemplars(
     leaves the file as it was. Questions that repeat an exemplar are not taken.
 
     Args:
-        expert: The expert.
+        folder: The expert's folder, which may be still without an adapter; it is made if need be.
         rows: Its questions; those of split `train` are used.
         embeddings: The router's embedder.
         count: How many exemplars the expert should have.
@@ -161,7 +161,7 @@ def mine_exemplars(
     """
     unique = {row.text: row for row in rows if row.split == "train"}
     if not unique:
-        msg = f"There is no question of split 'train' for {expert.name!r} among {len(rows)} rows."
+        msg = f"There is no question of split 'train' for {folder.name!r} among {len(rows)} rows."
         raise InvalidInput(msg)
     middle = mining.middle_of(embed(embeddings, list(QUESTIONS)))
     unit = mining.around(embed(embeddings, list(unique)), middle)
@@ -184,21 +184,20 @@ def mine_exemplars(
         mined = tuple(Exemplar(row.text, row.language) for row in found)
         return (*kept, *mined)
 
-    if write:
-        return mined, change_exemplars(expert, filled)[1]
-    after = filled(expert.exemplars)
+    if not write:
+        after = filled(read_exemplars(folder))
+        return mined, after
+    _make(folder)
+    after = change_exemplars(folder, filled)[1]
     return mined, after
 
 
-def rows_of(
-    paths: Sequence[Path], read: Callable[[Sequence[Path], str | None], list[Labelled]]
-) -> list[Labelled]:
-    """Read rows whose label, where they have none, is their file's name."""
-    return [
-        row if row.label else Labelled(row.text, path.stem, row.split, row.language)
-        for path in paths
-        for row in read([path], None)
-    ]
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{folder} cannot be made ({error.strerror}): name a folder that can be."
+        raise InvalidInput(msg) from error
 
 
 def _named(pairs: Sequence[mining.Pair], known: ExemplarSet) -> tuple[Near, ...]:
