@@ -102,6 +102,7 @@ def eval_router(
 ) -> None:
     """Measure the router on labelled questions, label oos being nobody's."""
     from one4all_lc.routing import report
+    from one4all_lc.routing.exemplars import named
     from one4all_lc.routing.rows import held_out, read_labelled
 
     rows = read_labelled(data, label)
@@ -116,7 +117,7 @@ def eval_router(
     counts = [len(expert.exemplars) for expert in library]
     summary = (
         f"{len(asked):,} questions of split {asked[0].split!r}, {len(labels)} domains, "
-        f"{sum(counts):,} exemplars, seed {seed}, embedder {embeddings.model_name}."
+        f"{sum(counts):,} exemplars, seed {seed}, embedder {' '.join(named(embeddings))}."
     )
     page = report.write(out, measured, title, summary, seed) if out else None
     if as_json:

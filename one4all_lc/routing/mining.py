@@ -177,15 +177,22 @@ def _medoids(unit: Array, count: int, generator: np.random.Generator) -> list[in
 def _seeds(unit: Array, count: int, generator: np.random.Generator) -> list[int]:
     """Draw k-means++ seeds: each the likelier the farther it lies from those before.
 
+    Of several draws the one that leaves least distance counts, or a large cluster is drawn from
+    again before a small one is found.
+
     Source: Arthur and Vassilvitskii, k-means++: the advantages of careful seeding, 2007.
     """
     chosen = [int((unit @ unit.mean(0)).argmax())]
     distance = 1 - unit @ unit[chosen[0]]
+    tries = 2 + int(np.log(count))
     for _ in range(count - 1):
         weight = np.maximum(distance, 0).astype(float) + 1e-12
         weight[chosen] = 0
-        chosen.append(int(generator.choice(len(unit), p=weight / weight.sum())))
-        distance = np.minimum(distance, 1 - unit @ unit[chosen[-1]])
+        drawn = generator.choice(len(unit), tries, p=weight / weight.sum())
+        left = np.minimum(distance[:, None], 1 - unit @ unit[drawn].T)  # (n, tries)
+        best = int(left.sum(0).argmin())
+        chosen.append(int(drawn[best]))
+        distance = left[:, best]
     return chosen
 
 
