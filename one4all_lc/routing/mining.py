@@ -22,6 +22,7 @@ FAR = 0.3
 """Cosine under which a question is far from every exemplar."""
 THIN = 10
 """Exemplars under which an expert is known too little."""
+STARTS = 4  # of k-means, of which the best counts
 ROUNDS = 50  # of k-means, which is settled long before
 BLOCK = 2048  # rows of cosines at a time
 
@@ -92,15 +93,21 @@ def mine(
 
 def distinct(unit: Array, duplicate: float = DUPLICATE, taken: Array | None = None) -> Ints:
     """Return the indices of questions that repeat no earlier one and none that is taken."""
-    kept: list[int] = []
     far = np.ones(len(unit), bool)
     if taken is not None and len(taken):
         far &= nearest(unit, taken)[1] < duplicate
-    for index in range(len(unit)):
-        if far[index]:
-            kept.append(index)
-            far[index + 1 :] &= unit[index + 1 :] @ unit[index] < duplicate
-    return np.array(kept, np.intp)
+    kept = np.zeros(0, np.intp)
+    for rows in _blocks(len(unit), BLOCK // 4):
+        block = np.arange(rows.start, rows.stop)[far[rows]]
+        if len(kept) and len(block):
+            block = block[nearest(unit[block], unit[kept])[1] < duplicate]
+        close = unit[block] @ unit[block].T >= duplicate
+        chosen: list[int] = []
+        for place in range(len(block)):
+            if not close[place, chosen].any():
+                chosen.append(place)
+        kept = np.concatenate([kept, block[chosen]])
+    return kept
 
 
 def near_duplicates(unit: Array, owners: Ints, cosine: float = DUPLICATE) -> list[Pair]:
@@ -158,7 +165,16 @@ def _medoids(unit: Array, count: int, generator: np.random.Generator) -> list[in
     """Choose `count` of n vectors by spherical k-means from k-means++ seeds."""
     if count >= len(unit):
         return list(range(len(unit)))
-    centres = unit[_seeds(unit, count, generator)]
+    settled = [_settled(unit, unit[_seeds(unit, count, generator)]) for _ in range(STARTS)]
+    cosines = max((unit @ centres.T for centres in settled), key=lambda c: float(c.max(1).sum()))
+    members = cosines.argmax(1)
+    cosines = np.where(members[:, None] == np.arange(count), cosines, -np.inf)
+    best = cosines.argmax(0)[np.isfinite(cosines.max(0))]
+    return _filled(unit, list(dict.fromkeys(int(index) for index in best)), count)
+
+
+def _settled(unit: Array, centres: Array) -> Array:
+    """Move centres (k, d) to the middles of their members until nothing changes."""
     members = np.full(len(unit), -1)
     for _ in range(ROUNDS):
         moved = (unit @ centres.T).argmax(1)
@@ -169,9 +185,7 @@ def _medoids(unit: Array, count: int, generator: np.random.Generator) -> list[in
         np.add.at(sums, members, unit)
         empty = np.linalg.norm(sums, axis=1) < 1e-6
         centres = np.where(empty[:, None], centres, _unit(sums))
-    cosines = np.where(members[:, None] == np.arange(count), unit @ centres.T, -np.inf)
-    best = cosines.argmax(0)[np.isfinite(cosines.max(0))]
-    return _filled(unit, list(dict.fromkeys(int(index) for index in best)), count)
+    return centres
 
 
 def _seeds(unit: Array, count: int, generator: np.random.Generator) -> list[int]:
@@ -206,8 +220,9 @@ def _filled(unit: Array, chosen: list[int], count: int) -> list[int]:
     return chosen
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
+def _blocks(count: int, size: int = 0) -> Iterator[slice]:
+    size = size or BLOCK
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def _unit(vectors: Array) -> Array:
