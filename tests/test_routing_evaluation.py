@@ -211,6 +211,7 @@ def test_a_measurement_is_of_the_router_itself(measured):
     assert found["rows"] == 17
     assert found["accuracy_in_scope"] > 0.9
     assert [row["label"] for row in found["experts"]][-1] == "oos"
+    assert [row["exemplars"] for row in found["experts"]] == [8, 8, 8, 4]
     assert sum(map(sum, found["confusion"]["rows"])) == 17
     again = measured.router.batch([row.text for row in measured.rows])
     assert [route.best for route in again] == [route.best for route in measured.routes]

@@ -213,8 +213,8 @@ def _print_measured(found: dict[str, Any]) -> None:
     for row in found["experts"]:
         scores = (_number(row[field]) for field in ("precision", "recall", "f1"))
         counts = (str(row[field]) for field in ("taken_by_others", "abstained"))
-        exemplars_ = "" if row["exemplars"] is None else str(row["exemplars"])
-        table.add_row(Text(row["label"]), exemplars_, str(row["rows"]), *scores, *counts)
+        sizes = (str(row["exemplars"]), str(row["rows"]))
+        table.add_row(Text(row["label"]), *sizes, *scores, *counts)
     console.print(table)
     names = ("auroc", "ece", "ece_in_scope", "aurc")
     console.print(", ".join(f"{name} {_number(found[name])}" for name in names), highlight=False)

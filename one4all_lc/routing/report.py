@@ -10,6 +10,7 @@ from one4all_lc.folder import OOS
 from one4all_lc.reports.page import Fact, Page, Picture, Table, write_report
 from one4all_lc.routing import figures
 from one4all_lc.routing.evaluation import NOBODY, arms, confused, per_label, summary
+from one4all_lc.routing.exemplars import negatives_of
 from one4all_lc.routing.measuring import Measured
 from one4all_lc.routing.plane import plane
 from one4all_lc.writing import replace_text
@@ -53,7 +54,9 @@ def experts(measured: Measured) -> list[dict[str, Any]]:
     outcome = measured.outcome
     table = outcome.confusion()
     scores = per_label(table)
-    counts = [len(expert.exemplars) for expert in measured.router.library]
+    library = tuple(measured.router.library)
+    counts = [sum(item.label != OOS for item in expert.exemplars) for expert in library]
+    counts.append(len(negatives_of(library)))
     own = np.diag(table)
     found: list[dict[str, Any]] = []
     for index, label in enumerate([*outcome.labels, OOS]):
@@ -63,7 +66,7 @@ def experts(measured: Measured) -> list[dict[str, Any]]:
         found.append(
             {
                 "label": label,
-                "exemplars": None if nobody else counts[index],
+                "exemplars": counts[index],
                 "rows": int(table[index].sum()),
                 **{name: _finite(values[index]) for name, values in scores.items()},
                 "taken_by_others": int(table[index, :-1].sum() - (0 if nobody else own[index])),
