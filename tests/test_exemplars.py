@@ -24,7 +24,7 @@ RHUBARB = "Is rhubarb a fruit?"
 
 
 def in_memory():
-    return chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False))
+    return chromadb.EphemeralClient()
 
 
 @pytest.fixture

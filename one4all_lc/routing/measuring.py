@@ -12,6 +12,7 @@ from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import OOS, Exemplar, Expert
 from one4all_lc.library import Library
 from one4all_lc.routing.evaluation import Outcome
+from one4all_lc.routing.nowhere import KeepsNothing
 from one4all_lc.routing.route import Route
 from one4all_lc.routing.router import SemanticRouter
 from one4all_lc.routing.rows import Labelled
@@ -82,15 +83,16 @@ def measure(
         labels: Their labels, in the library's order.
         rows: The questions; a label that no expert has is nobody's.
         embeddings: The router's embedder; None takes multilingual-e5-small.
-        client: The Chroma client; None keeps exemplars in memory, and nothing of the rows stays.
+        client: The Chroma client; None keeps nothing of the rows.
         progress: Is told how many questions are done.
         **settings: Other arguments of the router.
 
     Raises:
         InvalidInput: The router cannot be used with them.
     """
-    client = client if client is not None else _in_memory()
-    router = SemanticRouter(library=library, embeddings=embeddings, client=client, **settings)
+    router = SemanticRouter(
+        library=library, embeddings=embeddings, client=client or KeepsNothing(), **settings
+    )
     router.refresh()
     routes = list(_routed(router, [row.text for row in rows], progress))
     names = dict(zip(labels, library.names, strict=True))
@@ -118,9 +120,3 @@ def _expert(index: int, label: str, exemplars: Sequence[Exemplar]) -> Expert:
         languages=tuple(dict.fromkeys(item.language for item in exemplars)) or ("en",),
     )
     return Expert(Path(card.name), card, tuple(exemplars), {}, card.name)
-
-
-def _in_memory() -> Any:
-    import chromadb
-
-    return chromadb.EphemeralClient(chromadb.Settings(anonymized_telemetry=False))

@@ -13,6 +13,7 @@ from langchain_core.runnables.config import run_in_executor
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
+from one4all_lc.routing.candidates import Candidates
 from one4all_lc.routing.embeddings import default_embeddings
 from one4all_lc.routing.exemplars import (
     ExemplarSet,
@@ -42,6 +43,14 @@ class _State:
     exemplars: ExemplarSet
     scorer: Scorer | None
     fingerprint: str
+    candidates: Candidates | None = None
+
+    def score(self, vectors: Array) -> Scores | None:
+        """Score questions (q, d) by what is near them, or by everything where that is little."""
+        if self.scorer is None:
+            return None
+        near = self.candidates.of_questions(vectors) if self.candidates else None
+        return self.scorer.score(vectors, near)
 
     def of(self, experts: tuple[Expert, ...]) -> bool:
         """Tell whether these are the experts: a library puts a new object for every change."""
@@ -251,7 +260,8 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
             exemplars.background,
             self.target_retention,
         )
-        return _State(experts, exemplars, scorer, self._fingerprint_of(experts))
+        candidates = Candidates.of(self._store, exemplars)
+        return _State(experts, exemplars, scorer, self._fingerprint_of(experts), candidates)
 
     def _fingerprint_of(self, experts: tuple[Expert, ...]) -> str:
         facts = [*named(self.embeddings), repr(self.target_retention)]
@@ -288,7 +298,7 @@ def _routes(
     routes: list[Exception | Route] = list(cast("list[Exception | Route]", questions))
     asked = [index for index, item in enumerate(questions) if isinstance(item, str)]
     scorer = state.scorer if state else None
-    scores = scorer.score(vectors) if scorer and vectors is not None else None
+    scores = state.score(vectors) if state and vectors is not None else None
     for row, index in enumerate(asked):
         question = cast("str", questions[index])
         if state is None or scorer is None or scores is None:
