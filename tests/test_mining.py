@@ -10,7 +10,7 @@ from one4all_lc.folder import Exemplar, read_exemplars, write_exemplars
 from one4all_lc.library import Library
 from one4all_lc.routing import mining
 from one4all_lc.routing.exemplars import ExemplarStore
-from one4all_lc.routing.review import mine_exemplars, review
+from one4all_lc.routing.review import Mining, mine_exemplars, review
 from one4all_lc.routing.rows import Labelled
 from one4all_lc.testing import FakeEmbeddings
 from tests.test_exemplars import in_memory
@@ -148,21 +148,21 @@ def test_what_was_written_by_hand_stays(tmp_path):
     write_exemplars(folder, by_hand)
     rows = [Labelled(text, "fruit") for text in (*FRUIT, "Do figs have wasps inside?")]
     rows.append(Labelled("Is this a test row?", "fruit", "test"))
-    mined, after = mine_exemplars(folder, rows, FakeEmbeddings(), 3)
+    mined, after = mine_exemplars(folder, rows, FakeEmbeddings(), Mining(3))
     assert len(mined) == 2
     assert read_exemplars(folder) == after == (*by_hand, *mined)
     assert not {"Is this a test row?", "How sour is a lemon?"} & {item.text for item in mined}
-    again = mine_exemplars(folder, rows, FakeEmbeddings(), 3)
+    again = mine_exemplars(folder, rows, FakeEmbeddings(), Mining(3))
     assert again == ((), after)
-    replaced, after = mine_exemplars(folder, rows, FakeEmbeddings(), 2, replace=True)
+    replaced, after = mine_exemplars(folder, rows, FakeEmbeddings(), Mining(2, replace=True))
     assert (len(replaced), len(after)) == (2, 3)  # nobody's question stays
 
 
 def test_mining_can_be_tried_without_writing(tmp_path):
     """A look at what would be mined would change the expert."""
     rows = [Labelled(text, "fruit") for text in FRUIT]
-    mined, _ = mine_exemplars(tmp_path / "fruit", rows, FakeEmbeddings(), 2, write=False)
+    mined, _ = mine_exemplars(tmp_path / "fruit", rows, FakeEmbeddings(), Mining(2), write=False)
     assert len(mined) == 2
     assert not (tmp_path / "fruit").exists()
     with pytest.raises(InvalidInput, match="no question of split 'train' for 'fruit'"):
-        mine_exemplars(tmp_path / "fruit", [], FakeEmbeddings(), 2)
+        mine_exemplars(tmp_path / "fruit", [], FakeEmbeddings(), Mining(2))

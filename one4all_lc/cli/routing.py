@@ -53,7 +53,7 @@ def exemplars(
     as_json: AsJson = False,
 ) -> None:
     """Mine exemplars into FOLDER from --data, or look through all experts' with --check."""
-    from one4all_lc.routing.review import mine_exemplars
+    from one4all_lc.routing.review import Mining, mine_exemplars
 
     if check:
         _check(adapters, data or [], near, embedder_of(embedder), as_json=as_json)
@@ -63,22 +63,15 @@ def exemplars(
         raise typer.BadParameter(msg)
     rows = [row for row in _questions(data, folder.name) if row.label == folder.name]
     with loading(), notes.status(f"reading {len(rows)} questions"):
+        settings = Mining(count, replace=replace, duplicate=near, seed=seed)
         mined, after = mine_exemplars(
-            folder,
-            rows,
-            embedder_of(embedder),
-            count,
-            replace=replace,
-            duplicate=near,
-            seed=seed,
-            write=not dry_run,
+            folder, rows, embedder_of(embedder), settings, write=not dry_run
         )
     if as_json:
         texts = [{"text": item.text, "language": item.language} for item in mined]
         print_json({"folder": str(folder), "exemplars": len(after), "mined": texts})
         return
-    for item in mined:
-        typer.echo(item.text)
+    typer.echo("\n".join(item.text for item in mined))
     done = "would have" if dry_run else "has"
     note(
         f"{folder} {done} {len(after)} exemplars, {len(mined)} of them mined from {len(rows)} rows"

@@ -1,5 +1,6 @@
 """Exemplars added and removed while a router is in use."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from one4all_lc.routing.exemplars import ExemplarStore
 
 
-class LiveExemplars:
+class LiveExemplars(ABC):
     """The part of a router that changes its experts' exemplars.
 
     A change is written to the expert's folder, so that it outlives the process, and other processes
@@ -78,6 +79,6 @@ class LiveExemplars:
         """As `remove_exemplars`, without blocking the event loop."""
         return await run_in_executor(None, self.remove_exemplars, expert, texts)
 
+    @abstractmethod
     def refresh(self) -> None:
-        """Bring the router up to the library now instead of at the next question."""
-        raise NotImplementedError
+        """Bring the router up to the library now, not at the next question."""

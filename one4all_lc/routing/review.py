@@ -81,6 +81,37 @@ class Review:
         return values
 
 
+@dataclass(frozen=True)
+class Mining:
+    """What to mine.
+
+    Attributes:
+        count: How many exemplars the expert should have.
+        replace: Whether mined ones take the place of those that are there.
+        duplicate: Cosine from which two questions say the same.
+        seed: The same one mines the same.
+    """
+
+    count: int
+    replace: bool = False
+    duplicate: float = mining.DUPLICATE
+    seed: int = 0
+
+    def mined(
+        self, rows: Sequence[Labelled], unit: mining.Array, taken: mining.Array | None
+    ) -> Exemplars:
+        """Choose rows, of unit vectors (n, d), beside exemplars of unit vectors (t, d)."""
+        chosen = mining.mine(
+            unit,
+            max(self.count - (0 if taken is None else len(taken)), 0),
+            taken=taken,
+            languages=[row.language for row in rows],
+            duplicate=self.duplicate,
+            seed=self.seed,
+        )
+        return tuple(Exemplar(rows[index].text, rows[index].language) for index in chosen)
+
+
 def review(
     experts: Sequence[Expert],
     known: ExemplarSet,
@@ -131,26 +162,20 @@ def mine_exemplars(
     folder: Path,
     rows: Sequence[Labelled],
     embeddings: Embeddings,
-    count: int,
+    settings: Mining,
     *,
-    replace: bool = False,
-    duplicate: float = mining.DUPLICATE,
-    seed: int = 0,
     write: bool = True,
 ) -> tuple[Exemplars, Exemplars]:
     """Mine exemplars from training questions into an expert's folder.
 
-    The exemplars that are there stay, and mined ones fill up to `count`; a process that is killed
-    leaves the file as it was. Questions that repeat an exemplar are not taken.
+    The exemplars that are there stay, and mined ones fill up to `settings.count`; a process that is
+    killed leaves the file as it was. Questions that repeat an exemplar are not taken.
 
     Args:
         folder: The expert's folder, which may be still without an adapter; it is made if need be.
         rows: Its questions; those of split `train` are used.
         embeddings: The router's embedder.
-        count: How many exemplars the expert should have.
-        replace: Whether mined ones take the place of those that are there.
-        duplicate: Cosine from which two questions say the same.
-        seed: The same one mines the same.
+        settings: What to mine.
         write: Whether to write the file.
 
     Returns:
@@ -159,29 +184,20 @@ def mine_exemplars(
     Raises:
         InvalidInput: There is no question to mine from, or the folder cannot be written.
     """
-    unique = {row.text: row for row in rows if row.split == "train"}
+    unique = tuple({row.text: row for row in rows if row.split == "train"}.values())
     if not unique:
         msg = f"There is no question of split 'train' for {folder.name!r} among {len(rows)} rows."
         raise InvalidInput(msg)
     middle = mining.middle_of(embed(embeddings, list(QUESTIONS)))
-    unit = mining.around(embed(embeddings, list(unique)), middle)
+    unit = mining.around(embed(embeddings, [row.text for row in unique]), middle)
     mined: Exemplars = ()
 
     def filled(old: Exemplars) -> Exemplars:
         nonlocal mined
-        kept = tuple(item for item in old if item.label == OOS or not replace)
+        kept = tuple(item for item in old if item.label == OOS or not settings.replace)
         own = [item.text for item in kept if item.label != OOS]
         taken = mining.around(embed(embeddings, own), middle) if own else None
-        chosen = mining.mine(
-            unit,
-            max(count - len(own), 0),
-            taken=taken,
-            languages=[row.language for row in unique.values()],
-            duplicate=duplicate,
-            seed=seed,
-        )
-        found = [list(unique.values())[index] for index in chosen]
-        mined = tuple(Exemplar(row.text, row.language) for row in found)
+        mined = settings.mined(unique, unit, taken)
         return (*kept, *mined)
 
     if not write:
