@@ -1,16 +1,19 @@
 """The set of expert folders in use."""
 
 import contextlib
+import dataclasses
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from one4all_lc.card import BASE, CARD_FILE, BaseFacts
+from one4all_lc.card import BASE, BaseFacts
 from one4all_lc.errors import InvalidInput, One4AllError, UnfitExpert, UnknownExpert
-from one4all_lc.folder import Expert, read_expert
-from one4all_lc.publishing import STORE, recover
+from one4all_lc.exemplar_file import Stamp, change_exemplars, reread, stamp_of
+from one4all_lc.folder import Exemplar, Expert
+from one4all_lc.publishing import STORE, VersionStamp, read_settled, recover, version_stamp
 
 _log = logging.getLogger(__name__)
 
@@ -21,10 +24,14 @@ class Library:
     Every change swaps one immutable mapping for another, so that a reader on another thread sees
     the library before the change or after it, never between.
 
+    Exemplars and versions may change on disk while the experts are in use, by another process or
+    an editor: `notice` takes them over, and a router calls it before every question.
+
     Args:
         folder: A folder of expert folders, `adapters/` for example; None starts empty.
         base: The base that will carry them: each expert is checked against it. None checks the
             folders by themselves.
+        notice_after: Seconds after which `notice` looks at the files again.
 
     Raises:
         InvalidInput: There is no such folder.
@@ -35,14 +42,23 @@ class Library:
         library["sql"].card.description
     """
 
-    def __init__(self, folder: str | Path | None = None, base: BaseFacts | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        base: BaseFacts | None = None,
+        *,
+        notice_after: float = 1.0,
+    ) -> None:
+        self.notice_after = notice_after
         self._base = base
         self._changing = threading.Lock()
+        self._noticing = threading.Lock()
+        self._looked = -float("inf")
+        self._stamps: dict[str, Stamp] = {}
         self._experts: dict[str, Expert] = {}
         self._folder = Path(folder) if folder is not None else None
-        self._seen: dict[Path, _Stamp] = {}
+        self._versions: dict[str, VersionStamp] = {}
         for path in expert_folders(folder) if folder is not None else []:
-            self._seen[path] = _stamp(path)
             self.add(path)
 
     @classmethod
@@ -50,6 +66,8 @@ class Library:
         """Return a library of experts that were read before."""
         library = cls(base=base)
         library._swap(experts)
+        library._stamps = {expert.name: stamp_of(expert.folder) for expert in library}
+        library._versions = {expert.name: version_stamp(expert.folder) for expert in library}
         return library
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -58,7 +76,8 @@ class Library:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as its experts, which are not read anew."""
-        return type(self).of, (tuple(self), self._base)
+        state = {name: getattr(self, name) for name in ("_stamps", "_versions", "notice_after")}
+        return type(self).of, (tuple(self), self._base), state
 
     def __getitem__(self, name: str) -> Expert:
         """Return the expert of that name.
@@ -93,7 +112,9 @@ class Library:
         Raises:
             UnfitExpert: The folder must not be used, or its name is taken.
         """
-        expert = _read(folder, self._base)
+        # Stamped before it is read: a change meanwhile is noticed later.
+        stamp, version = stamp_of(folder), version_stamp(folder)
+        expert = read_settled(folder, self._base)
         with self._changing:
             if expert.name in self._experts:
                 msg = (
@@ -102,6 +123,7 @@ class Library:
                 )
                 raise UnfitExpert(msg)
             self._swap([*self._experts.values(), expert])
+            self._stamps[expert.name], self._versions[expert.name] = stamp, version
         return expert
 
     def replace(self, folder: str | Path) -> Expert:
@@ -111,10 +133,11 @@ class Library:
             UnfitExpert: The folder must not be used; the old expert stays.
             UnknownExpert: No expert of that name is in use.
         """
-        expert = _read(folder, self._base)
+        stamp, version = stamp_of(folder), version_stamp(folder)
+        expert = read_settled(folder, self._base)
         with self._changing:
-            old = self[expert.name]
-            self._swap(expert if item is old else item for item in self._experts.values())
+            self._put(self[expert.name], expert)
+            self._stamps[expert.name], self._versions[expert.name] = stamp, version
         return expert
 
     def remove(self, name: str) -> Expert:
@@ -129,10 +152,11 @@ class Library:
         return old
 
     def refresh(self) -> tuple[str, ...]:
-        """Take into use what was published, rolled back or removed on disk since the last look.
+        """Take into use what was published, rolled back, added or removed on disk.
 
         Costs one look at each folder where nothing changed. A folder that must not be used is
-        passed over with a warning, and the expert that was in use stays.
+        passed over with a warning, and the expert that was in use stays. Versions alone, not
+        experts that come and go, are noticed by `notice` too.
 
         Returns:
             The names of the experts that changed.
@@ -143,19 +167,35 @@ class Library:
         if self._folder is None:
             msg = "This library was not made from a folder: add and replace its experts by hand."
             raise InvalidInput(msg)
-        now = {path: _stamp(path) for path in expert_folders(self._folder)}
-        changed = [path.name for path in self._seen.keys() - now.keys() if path.name in self]
-        for name in changed:
-            self.remove(name)
-        for path in [path for path, stamp in now.items() if self._seen.get(path) != stamp]:
-            try:
-                (self.replace if path.name in self else self.add)(path)
-            except UnfitExpert as error:
-                _log.warning("%s was changed on disk and is not taken into use: %s", path, error)
-            else:
-                changed.append(path.name)
-        self._seen = now
+        there = {path.name: path for path in expert_folders(self._folder)}
+        gone = [item for item in self if item.folder.parent == self._folder]
+        changed = [self.remove(item.name).name for item in gone if item.name not in there]
+        for name in list(changed):
+            self._versions.pop(name, None)
+        changed += self._notice_versions()
+        for name, path in there.items():
+            if name not in self and self._versions.get(name) != version_stamp(path):
+                self._versions[name] = version_stamp(path)  # an unfit one is not tried again
+                changed += self._taken(self.add, path)
         return tuple(changed)
+
+    def _notice_versions(self) -> list[str]:
+        """Take the versions into use that lie where other ones were read."""
+        changed = []
+        for expert in self:
+            stamp = version_stamp(expert.folder)
+            if stamp and stamp != self._versions.get(expert.name):
+                self._versions[expert.name] = stamp
+                changed += self._taken(self.replace, expert.folder)
+        return changed
+
+    @staticmethod
+    def _taken(take: Callable[[Path], Expert], folder: Path) -> list[str]:
+        try:
+            return [take(folder).name]
+        except (UnfitExpert, UnknownExpert) as error:
+            _log.warning("%s was changed on disk and is not taken into use: %s", folder, error)
+            return []
 
     @contextlib.contextmanager
     def watching(self, seconds: float = 1.0) -> Iterator[Self]:
@@ -186,34 +226,99 @@ class Library:
             done.set()
             thread.join()
 
+    def add_exemplars(self, name: str, exemplars: Iterable[Exemplar]) -> tuple[Exemplar, ...]:
+        """Add exemplars to an expert, in use and in its folder's `exemplars.jsonl`.
+
+        A text that the expert has already is replaced, so that its language or label can be
+        mended. An expert that has no folder keeps them in memory.
+
+        Returns:
+            Those that are new or differ from what the expert had.
+
+        Raises:
+            UnknownExpert: No expert of that name is in use.
+            InvalidInput: A text is blank, or the folder cannot be written.
+        """
+        given = {item.text: item for item in exemplars}
+
+        def added(old: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
+            known = {item.text: given.get(item.text, item) for item in old}
+            return tuple((known | given).values())
+
+        before, after = self._change_exemplars(name, added)
+        return tuple(item for item in after if item not in before)
+
+    def remove_exemplars(self, name: str, texts: Iterable[str]) -> tuple[Exemplar, ...]:
+        """Take exemplars from an expert, in use and in its folder's `exemplars.jsonl`.
+
+        Returns:
+            The exemplars that are gone.
+
+        Raises:
+            UnknownExpert: No expert of that name is in use.
+            InvalidInput: The expert has no such exemplar, or the folder cannot be written.
+        """
+        gone = set(texts)
+
+        def kept(old: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
+            missing = sorted(gone - {item.text for item in old})
+            if missing:
+                msg = f"{name!r} has no exemplar {missing[0]!r}: give its text as it stands there."
+                raise InvalidInput(msg)
+            return tuple(item for item in old if item.text not in gone)
+
+        before, after = self._change_exemplars(name, kept)
+        return tuple(item for item in before if item not in after)
+
+    def notice(self, *, at_once: bool = False) -> None:
+        """Take over exemplars, and versions, that were changed on disk since they were read.
+
+        Three `stat` for each expert, and no more often than every `notice_after` seconds. A file
+        that is gone or cannot be read changes nothing.
+
+        Args:
+            at_once: Look now, whenever it was looked before.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._looked < self.notice_after:
+            return
+        if not self._noticing.acquire(blocking=at_once):
+            return  # another thread is looking
+        try:
+            self._looked = now
+            self._notice_versions()
+            for expert in self:
+                stamp = stamp_of(expert.folder)
+                if stamp is not None and stamp != self._stamps.get(expert.name):
+                    self._reread(expert.name, stamp)
+        finally:
+            self._noticing.release()
+
+    def _reread(self, name: str, stamp: Stamp) -> None:
+        with self._changing:
+            old = self._experts.get(name)
+            if old is None:
+                return
+            self._stamps[name] = stamp  # what cannot be read is not tried again until it changes
+            exemplars = reread(old.folder)
+            if exemplars is not None and exemplars != old.exemplars:
+                self._put(old, dataclasses.replace(old, exemplars=exemplars))
+
+    def _change_exemplars(
+        self, name: str, change: Callable[[tuple[Exemplar, ...]], tuple[Exemplar, ...]]
+    ) -> tuple[tuple[Exemplar, ...], tuple[Exemplar, ...]]:
+        """Return an expert's exemplars before and after a change, which is in use from now on."""
+        with self._changing:
+            old = self[name]
+            before, after = change_exemplars(old.folder, change, old.exemplars)
+            self._put(old, dataclasses.replace(old, exemplars=after))
+        return before, after
+
+    def _put(self, old: Expert, new: Expert) -> None:
+        self._swap(new if item is old else item for item in self._experts.values())
+
     def _swap(self, experts: Iterable[Expert]) -> None:
         self._experts = {expert.name: expert for expert in experts}
-
-
-_Stamp = tuple[int, ...]
-
-
-def _stamp(folder: Path) -> _Stamp:
-    """Return what differs once another version lies in a folder, or its card was written anew."""
-    stamp: list[int] = []
-    for path in (folder, folder / CARD_FILE):
-        try:
-            found = path.stat()
-        except OSError:
-            continue
-        stamp += [found.st_ino, found.st_mtime_ns, found.st_size]
-    return tuple(stamp)
-
-
-def _read(folder: str | Path, base: BaseFacts | None) -> Expert:
-    """Read an expert folder; once more if another took its place meanwhile."""
-    while True:
-        before = _stamp(Path(folder))
-        try:
-            return read_expert(folder, base)
-        except UnfitExpert:
-            if _stamp(Path(folder)) == before:
-                raise
 
 
 def expert_folders(folder: str | Path) -> list[Path]:

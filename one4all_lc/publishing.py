@@ -21,13 +21,15 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from one4all_lc.card import CARD_FILE, ExpertCard
+from one4all_lc.card import CARD_FILE, BaseFacts, ExpertCard
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import Expert, read_expert
 
 STORE = ".versions"
 KEPT = 4
 """Old versions that are kept of an expert, unless told otherwise."""
+
+VersionStamp = tuple[int, ...]
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
@@ -104,6 +106,30 @@ def recover(folder: Path) -> None:
     if (store_of(folder) / ".aside").exists() and not folder.exists():
         with changing(folder, KEPT):
             pass
+
+
+def version_stamp(folder: str | Path) -> VersionStamp:
+    """Return what differs once another version lies in a folder; empty if there is no expert."""
+    try:
+        place, card = Path(folder).stat(), (Path(folder) / CARD_FILE).stat()
+    except OSError:
+        return ()
+    return place.st_ino, card.st_ino, card.st_mtime_ns, card.st_size
+
+
+def read_settled(folder: str | Path, base: BaseFacts | None = None) -> Expert:
+    """Read an expert folder, once more if another version took its place meanwhile.
+
+    Raises:
+        UnfitExpert: It must not be used.
+    """
+    while True:
+        before = version_stamp(folder)
+        try:
+            return read_expert(folder, base)
+        except UnfitExpert:
+            if version_stamp(folder) == before:
+                raise
 
 
 def store_of(folder: Path) -> Path:

@@ -270,6 +270,32 @@ class TestLibrary:
             assert noticed.wait(60)
         assert library["law"].card.title == "New"
 
+    def test_a_question_is_enough(self, made: Path, folder: Path):
+        """A router calls `notice` before every question."""
+        library = Library(folder.parent, BASE, notice_after=0)
+        build(folder.parent, "lore")
+        publish(made, folder)
+        library.notice()
+        assert library["law"].card.title == "New"
+        assert library.names == ("law",), "who comes and goes is a matter of `refresh`"
+        taken = library["law"]
+        library.notice()
+        assert library["law"] is taken
+        copy = Library.of(library, BASE)
+        rollback(folder)
+        copy.notice(at_once=True)
+        assert copy["law"].card.title == "Law"
+
+    def test_an_unfit_newcomer_is_tried_once(self, folder: Path, caplog):
+        library = Library(folder.parent, BASE)
+        config(use_dora=True)(build(folder.parent, "lore"))
+        with caplog.at_level(logging.WARNING):
+            assert library.refresh() == library.refresh() == ()
+        assert caplog.text.count("not taken into use") == 1
+        card(title="Mended")(folder.parent / "lore")
+        config(use_dora=False)(folder.parent / "lore")
+        assert library.refresh() == ("lore",)
+
     def test_of_experts_has_no_folder_to_look_at(self, folder: Path):
         with pytest.raises(InvalidInput, match="not made from a folder"):
             Library.of([read_expert(folder)]).refresh()

@@ -132,12 +132,12 @@ def curves(
             marker="o" if line.marks else None,
             markersize=5,
         )
-    for horizontal, vertical, words in points:
-        _point(panel, horizontal, vertical, words)
     if x_limits:
         panel.set_xlim(*x_limits)
     if y_limits:
         panel.set_ylim(*y_limits)
+    for horizontal, vertical, words in points:
+        _point(panel, horizontal, vertical, words)
     if any(line.name for line in lines):
         drawn = [(mark, line.name) for mark, line in zip(panel.lines, lines, strict=False)]
         legend(panel, [pair for pair in drawn if pair[1]])
@@ -154,11 +154,14 @@ def legend(panel: "Axes", entries: Sequence[tuple[Any, str]], **style: Any) -> N
 
 def _point(panel: "Axes", x: float, y: float, words: str) -> None:
     panel.plot([x], [y], "o", color=INK, markersize=7, markeredgecolor="white", zorder=4)
+    low, high = panel.get_xlim()
+    right = x > (low + high) / 2  # the words stand where there is room for them
     panel.annotate(
         words,
         (x, y),
-        (8, -12),
+        (-9, 9) if right else (9, -12),
         textcoords="offset points",
+        ha="right" if right else "left",
         fontsize=9,
         color=INK,
         parse_math=False,

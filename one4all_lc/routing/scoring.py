@@ -24,6 +24,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from one4all_lc.routing.candidates import FLOOR, products
+
 Array = NDArray[np.float32]
 
 BANDWIDTH = 0.07
@@ -128,9 +130,14 @@ class Scorer:
             draft, temperature=_fit_temperature(scores.class_score, mine), thresholds=thresholds
         )
 
-    def score(self, queries: Array) -> Scores:
-        """Score a batch of question embeddings, (q, d)."""
-        return self._score(_unit(_without(queries, self.language)))
+    def score(self, queries: Array, rows: Sequence[NDArray[np.intp]] | None = None) -> Scores:
+        """Score a batch of question embeddings, (q, d).
+
+        Args:
+            queries: The embeddings.
+            rows: For each question the exemplars to compare with; None compares with all.
+        """
+        return self._score(_unit(_without(queries, self.language)), rows=rows)
 
     def leave_one_out(self) -> tuple[Scores, NDArray[np.intp]]:
         """Score each exemplar as if it were not there.
@@ -142,16 +149,30 @@ class Scorer:
         held_out = np.flatnonzero(counts[self.owners] > 1)
         return self._score(self.vectors[held_out], held_out), held_out
 
-    def _score(self, free: Array, held_out: NDArray[np.intp] | None = None) -> Scores:
-        similarity = free @ self.vectors.T  # (q, n)
-        density = self._density(free, self.centre, held_out)
-        in_scope = self._density(free, self.origin, held_out)
+    def _score(
+        self,
+        free: Array,
+        held_out: NDArray[np.intp] | None = None,
+        rows: Sequence[NDArray[np.intp]] | None = None,
+    ) -> Scores:
+        similarity = products(free, self.vectors, rows)  # (q, n)
+        far = None if rows is None else similarity == FLOOR
+        density = self._density(free, self.centre, held_out, far)
+        in_scope = self._density(free, self.origin, held_out, far)
         probability = np.exp(_log_softmax(density / self.temperature)).astype(np.float32)
         return Scores(density, probability, in_scope, probability, similarity)
 
-    def _density(self, free: Array, middle: Array, held_out: NDArray[np.intp] | None) -> Array:
+    def _density(
+        self,
+        free: Array,
+        middle: Array,
+        held_out: NDArray[np.intp] | None,
+        far: NDArray[np.bool_] | None = None,
+    ) -> Array:
         """Score questions (q, d) by every expert, (q, c), with cosines around `middle`."""
         cosines = _unit(free - middle) @ _unit(self.vectors - middle).T
+        if far is not None:
+            cosines[far] = FLOOR
         if held_out is not None:
             cosines[np.arange(len(held_out)), held_out] = -np.inf
         groups = [self.owners == index for index in range(len(self.names))]
