@@ -173,9 +173,7 @@ def compare_cards(new: ExpertCard, old: ExpertCard | None, tolerance: float = 0.
 
 def no_rows() -> InvalidInput:
     """Return the error for data from which no row was held out."""
-    msg = (
-        "None of the rows has split 'test' or 'dev': nothing can be held against what is in place."
-    )
+    msg = "None of the rows has split 'test' or 'dev': hold some out, to compare versions with."
     return InvalidInput(msg)
 
 
