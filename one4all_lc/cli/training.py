@@ -1,27 +1,20 @@
-"""`one4all train` and `one4all eval`: experts made and measured."""
+"""`one4all train`: experts made."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from one4all_lc.cli.common import (
-    Adapters,
-    AsJson,
-    Base,
-    Quantization,
-    app,
-    library_of,
-    notes,
-    print_json,
-)
+from one4all_lc.cli.common import AsJson, Base, app, print_json
+from one4all_lc.cli.evaluating import Scorer, print_metrics
 from one4all_lc.cli.reporting import note_report
+from one4all_lc.cli.versions import Keep, Metric
+from one4all_lc.publishing import KEPT
 
 if TYPE_CHECKING:
     from one4all_lc.folder import Expert
     from one4all_lc.training.data import Fields
+    from one4all_lc.training.proving import Publication
     from one4all_lc.training.recipe import About
 
 
@@ -59,12 +52,17 @@ def train(
     patience: Annotated[int | None, typer.Option(min=0, help="0: no early stopping.")] = None,
     quantization: Annotated[str | None, typer.Option(help="Of the base: nf4 or none.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of weights and order.")] = None,
+    metric: Metric = None,
+    scorer: Scorer = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Unless it is worse.")] = False,
+    keep: Keep = KEPT,
     resume: Annotated[bool, typer.Option("--resume", help="From the last checkpoint.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Only look at the data.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an expert on rows of data and measure it against the base."""
     from one4all_lc.training.data import Fields
+    from one4all_lc.training.proving import Publication
     from one4all_lc.training.recipe import About
 
     about = About(
@@ -74,7 +72,9 @@ def train(
         system_prompt=system_prompt,
         generation={"max_tokens": answer_tokens} if answer_tokens else None,
         license=license,
+        metric=metric or scorer,
     )
+    how = Publication(gate=publish, scorer=scorer, keep=keep)
     options = {
         "steps": steps,
         "rank": rank,
@@ -97,7 +97,7 @@ def train(
                 "--like repeats the card's recipe: beside it give FOLDER, --data and --base alone."
             )
             raise typer.BadParameter(msg)
-        expert = _train_like(like, folder, data, base, resume=resume)
+        expert = _train_like(like, folder, data, base, how, resume=resume)
     elif not data or not (folder or check):
         msg = f"give {'--data' if folder or check else 'FOLDER'}, or --like with --base."
         raise typer.BadParameter(msg)
@@ -105,12 +105,12 @@ def train(
         _check(data, given, fields, about.system_prompt or "", base, as_json=as_json)
         return
     else:
-        expert = _train(folder, data, given, fields, about, base, exemplars, resume=resume)
+        expert = _train(folder, data, given, fields, about, base, exemplars, how, resume=resume)
     if as_json:
         print_json(expert.card.as_dict())
         return
     typer.echo(f"{expert.name} version {expert.card.version} is in {expert.folder}")
-    _print_metrics({expert.name: expert.card.metrics})
+    print_metrics({expert.name: expert.card.metrics})
 
 
 def _train(
@@ -121,6 +121,7 @@ def _train(
     about: "About",
     base: str | None,
     exemplars: Path | None,
+    how: "Publication",
     *,
     resume: bool,
 ) -> "Expert":
@@ -138,11 +139,18 @@ def _train(
         fields=fields,
         exemplars=exemplars,
         look=note_report,
+        publication=how,
     )
 
 
 def _train_like(
-    like: Path, folder: Path | None, data: list[Path], base: str | None, *, resume: bool
+    like: Path,
+    folder: Path | None,
+    data: list[Path],
+    base: str | None,
+    how: "Publication",
+    *,
+    resume: bool,
 ) -> "Expert":
     from one4all_lc.base.loading import DEFAULT_BASE
     from one4all_lc.training.like import Like, train_like
@@ -154,6 +162,7 @@ def _train_like(
         data=data,
         resume=resume,
         look=note_report,
+        publication=how,
     )
 
 
@@ -177,46 +186,3 @@ def _check(
         note_report(report)
     if report.refused:
         raise typer.Exit(1)
-
-
-@app.command(name="eval")
-def evaluate(
-    data: Annotated[list[Path], typer.Option(help="NAME.jsonl: rows of the expert NAME's domain.")],
-    adapters: Adapters = None,
-    base: Base = None,
-    quantization: Quantization = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Held-out rows per expert.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure experts against the bare base on held-out rows."""
-    from one4all_lc.base.loading import DEFAULT_BASE
-    from one4all_lc.training.data import read_rows
-    from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS, measure
-
-    library = library_of(adapters)
-    named = {path: library[path.stem] for path in data}
-    metrics = {}
-    for path, expert in named.items():
-        with notes.status(f"measuring {expert.name}"):
-            metrics[expert.name] = measure(
-                expert.folder,
-                read_rows([path]),
-                base or DEFAULT_BASE,
-                quantization=quantization,  # type: ignore[arg-type]
-                scored=limit or SCORED_ROWS,
-                answered=limit or ANSWERED_ROWS,
-            )
-    if as_json:
-        print_json(metrics)
-    else:
-        _print_metrics(metrics)
-
-
-def _print_metrics(metrics: dict[str, Any]) -> None:
-    table = Table("expert", "metric", "base", "expert", "rows")
-    for name, values in metrics.items():
-        for metric, figures in values.items():
-            if isinstance(figures, dict):
-                row = (f"{figures['base']:.3f}", f"{figures['expert']:.3f}", str(figures["rows"]))
-                table.add_row(name, metric, *row)
-    Console().print(table)

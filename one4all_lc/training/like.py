@@ -11,6 +11,7 @@ from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import EXEMPLARS_FILE, Expert
 from one4all_lc.training.checking import DataReport
 from one4all_lc.training.data import Fields
+from one4all_lc.training.proving import Publication
 from one4all_lc.training.qlora import train_expert
 from one4all_lc.training.recipe import About, Recipe
 from one4all_lc.training.work import data_facts
@@ -53,6 +54,7 @@ class Like:
             system_prompt=card.system_prompt,
             generation=card.generation,
             license=card.training.get("license"),
+            metric=card.metric,
         )
 
     @property
@@ -110,6 +112,7 @@ def train_like(
     data: Sequence[str | Path] = (),
     resume: bool = False,
     look: Callable[[DataReport], None] | None = None,
+    publication: Publication | None = None,
 ) -> Expert:
     """Train the expert that a card describes on another base, by the same recipe.
 
@@ -120,6 +123,7 @@ def train_like(
         data: Its data; by default the files that the card names, which must be unchanged.
         resume: Go on from the last checkpoint.
         look: As of `train_expert`.
+        publication: As of `train_expert`.
 
     Raises:
         InvalidInput: The data is not here.
@@ -149,4 +153,5 @@ def train_like(
         exemplars=exemplars if exemplars.exists() else None,
         facts={"like": origin},
         look=look,
+        publication=publication,
     )

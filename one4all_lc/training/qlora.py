@@ -20,15 +20,13 @@ from one4all_lc.folder import (
     Exemplar,
     Expert,
     read_exemplars_file,
-    read_expert,
     sha256_of,
 )
-from one4all_lc.publishing import publish
 from one4all_lc.training.checking import DataReport, check
 from one4all_lc.training.curve import CURVE_FILE, loss_curve
 from one4all_lc.training.data import Fields, Row
-from one4all_lc.training.evaluation import held_out_split, measure, rouge_l
 from one4all_lc.training.progress import ProgressBar, Watcher
+from one4all_lc.training.proving import Publication
 from one4all_lc.training.recipe import ALL_LINEAR, About, Recipe
 from one4all_lc.training.work import (
     CHECKPOINT_FILE,
@@ -59,6 +57,7 @@ def train_expert(
     exemplars: str | Path | None = None,
     facts: Mapping[str, Any] | None = None,
     look: Callable[[DataReport], None] | None = None,
+    publication: Publication | None = None,
 ) -> Expert:
     """Train an expert from rows of data, measure it against the base, and put it in `folder`.
 
@@ -75,8 +74,11 @@ def train_expert(
         exemplars: A file of exemplars to give the expert; by default those that it has.
         facts: What else its card says of the training.
         look: Is called with what was found in the data, before anything is trained or refused.
+        publication: How it is measured, and whether it may replace what is in place.
 
     Raises:
+        WorseExpert: The gate was asked for, and the expert measures worse than what is in place;
+            it stays in the hidden folder.
         InvalidInput: The data or the description cannot be used.
         UnfitExpert: The folder's name, its present card or the exemplars cannot be used.
         ModelNotFound: No place holds the base.
@@ -84,11 +86,13 @@ def train_expert(
     folder, recipe = Path(folder).resolve(), recipe or Recipe()
     card = card_facts(folder, about or About())
     given = _exemplars(Path(exemplars)) if exemplars else ()
-    rouge_l()  # what the measuring needs is missed now rather than after the training
+    publication = publication or Publication()
+    publication.check(card["metric"])  # what it needs is missed now rather than after the training
     report = look_at(data, base, recipe, fields, card["system_prompt"])
     if look:
         look(report)
     report.raise_refused()
+    publication.check_rows(report.rows)
     learned = report.of_split("train")
     recipe = recipe.for_data([len(example) for example in learned])
     run = {"base": base, "recipe": recipe.as_dict(), "data": data_facts(data)}
@@ -107,7 +111,8 @@ def train_expert(
     made_by = _fit(base, report, recipe, work, made)
     card["training"] |= made_by.facts
     card |= {"base": base, "fingerprint": made_by.fingerprint}
-    return finished(Making(folder, work, made, card, report.rows, given, recipe.seed))
+    making = Making(folder, work, made, card, report.rows, given, recipe.seed)
+    return finished(making, publication)
 
 
 def _exemplars(path: Path) -> tuple[Exemplar, ...]:
@@ -141,18 +146,16 @@ class Making:
     seed: int
 
 
-def finished(making: Making) -> Expert:
+def finished(making: Making, publication: Publication | None = None) -> Expert:
     """Write the card, measure the expert against the base, and put it into its place."""
     folder, made = making.folder, making.made
     card = making.card | {"weights_sha256": sha256_of(made / WEIGHTS_FILE)}
     carry_over(folder, made)
     give_exemplars(made, making.exemplars, making.rows, making.seed)
-    ExpertCard(**card).write(made)
-    if held_out_split(making.rows):
-        ExpertCard(**card, metrics=measure(made, making.rows, card["base"])).write(made)
-    publish(made, folder)
+    how = publication or Publication()
+    expert = how.publish(ExpertCard(**card), made, folder, making.rows)
     discard(making.work)
-    return read_expert(folder)
+    return expert
 
 
 def look_at(

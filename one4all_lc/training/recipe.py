@@ -125,3 +125,4 @@ class About:
     system_prompt: str | None = None
     generation: Mapping[str, Any] | None = None
     license: str | None = None
+    metric: str | None = None

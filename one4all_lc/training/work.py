@@ -19,7 +19,7 @@ from one4all_lc.folder import (
     sha256_of,
     write_exemplars,
 )
-from one4all_lc.publishing import restore
+from one4all_lc.publishing import recover
 from one4all_lc.training.curve import CURVE_FILE
 from one4all_lc.training.data import Row
 from one4all_lc.training.recipe import About
@@ -49,7 +49,7 @@ def work_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> tuple[Pat
     """
     work = folder.parent / f".{folder.name}.training"
     began_as = work / "run.json"
-    restore(work / folder.name, folder)
+    recover(folder)
     if not resume:
         discard(work)
     if began_as.exists() and json.loads(began_as.read_text(encoding="utf-8")) != run:
@@ -101,6 +101,7 @@ def card_facts(folder: Path, about: About) -> dict[str, Any]:
         "languages": kept("languages", ("en",)),
         "system_prompt": kept("system_prompt", ""),
         "generation": kept("generation", {}),
+        "metric": kept("metric", "rouge_l"),
         "license": about.license or present.get("training", {}).get("license", "unknown"),
         "version": present.get("version", 0) + 1,
     }
