@@ -69,7 +69,7 @@ def test_route_lists_every_question(run):
     routes = json.loads(out)
     assert code == 0
     assert [route["best"] for route in routes] == ["mobile", "mobile", None]
-    assert {"name", "score", "probability"} == set(routes[0]["experts"][0])
+    assert {"name", "score", "probability"} <= set(routes[0]["experts"][0])
     code, out, err = run("route", *questions, "--adapters", ADAPTERS)
     assert out.splitlines()[2] == "base\tWill it rain tomorrow?"
     assert "nearest exemplar" in err

@@ -73,7 +73,7 @@ def train_expert(
         fields: What the data calls its fields.
         exemplars: A file of exemplars to give the expert; by default those that it has.
         facts: What else its card says of the training.
-        look: Is called with what was found in the data, before anything is trained or refused.
+        look: Is called with what was found in the data, before anything is trained, if it can be.
         publication: How it is measured, and whether it may replace what is in place.
 
     Raises:
@@ -89,9 +89,9 @@ def train_expert(
     publication = publication or Publication()
     publication.check(card["metric"])  # what it needs is missed now rather than after the training
     report = look_at(data, base, recipe, fields, card["system_prompt"])
+    report.raise_refused()
     if look:
         look(report)
-    report.raise_refused()
     publication.check_rows(report.rows)
     learned = report.of_split("train")
     recipe = recipe.for_data([len(example) for example in learned])
