@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import OOS, Exemplar, Expert
-from one4all_lc.routing.background import QUESTIONS
+from one4all_lc.routing.background import EVERYDAY
 
 PROBE = "Which question belongs to whom?"
 CHUNK = 1000  # items per call: SQLite has a limit of variables
@@ -86,7 +86,7 @@ class ExemplarStore:
         experts = tuple(experts)
         own = [(expert.name, item) for expert in experts for item in exemplars_of(expert)]
         others = [("", item) for item in (*negatives, *negatives_of(experts))]
-        everyday = [("", Exemplar(text)) for text in QUESTIONS] if own else []
+        everyday = [("", Exemplar(text)) for text in EVERYDAY] if own else []
         with self._syncing:
             wanted = {_digest(item.text): (name, item) for name, item in own + everyday + others}
             missing = {key: wanted[key] for key in wanted if key not in self._known}
