@@ -16,6 +16,7 @@ from safetensors import SafetensorError, deserialize
 
 from one4all_lc.card import BaseFacts, ExpertCard, parse_json, read_json
 from one4all_lc.errors import UnfitExpert
+from one4all_lc.writing import replace_text
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -184,14 +185,18 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
 
 
 def write_exemplars(folder: Path, exemplars: Iterable[Exemplar]) -> None:
-    """Write `exemplars.jsonl` into `folder`."""
+    """Write `exemplars.jsonl` into `folder`: whoever reads meanwhile finds the old ones whole.
+
+    Raises:
+        InvalidInput: It cannot be written; the old one stays.
+    """
     rows = [
         {"text": item.text, "language": item.language} | ({"label": OOS} if item.label else {})
         for item in exemplars
     ]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "".join(f"{line}\n" for line in lines)
-    (folder / EXEMPLARS_FILE).write_text(text, encoding="utf-8")
+    replace_text(folder / EXEMPLARS_FILE, text)
 
 
 def _refuse(folder: Path, what: str, how: str) -> NoReturn:

@@ -1,13 +1,16 @@
 """The set of expert folders in use."""
 
+import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 from one4all_lc.card import BASE, BaseFacts
 from one4all_lc.errors import InvalidInput, UnfitExpert, UnknownExpert
-from one4all_lc.folder import Expert, read_expert
+from one4all_lc.exemplar_file import Stamp, change_exemplars, reread, stamp_of
+from one4all_lc.folder import Exemplar, Expert, read_expert
 
 
 class Library:
@@ -16,10 +19,14 @@ class Library:
     Every change swaps one immutable mapping for another, so that a reader on another thread sees
     the library before the change or after it, never between.
 
+    Exemplars may change on disk while the experts are in use, by another process or an editor:
+    `notice` takes them over, and a router calls it before every question.
+
     Args:
         folder: A folder of expert folders, `adapters/` for example; None starts empty.
         base: The base that will carry them: each expert is checked against it. None checks the
             folders by themselves.
+        notice_after: Seconds after which `notice` looks at the files again.
 
     Raises:
         InvalidInput: There is no such folder.
@@ -30,9 +37,19 @@ class Library:
         library["sql"].card.description
     """
 
-    def __init__(self, folder: str | Path | None = None, base: BaseFacts | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        base: BaseFacts | None = None,
+        *,
+        notice_after: float = 1.0,
+    ) -> None:
+        self.notice_after = notice_after
         self._base = base
         self._changing = threading.Lock()
+        self._noticing = threading.Lock()
+        self._looked = -float("inf")
+        self._stamps: dict[str, Stamp] = {}
         self._experts: dict[str, Expert] = {}
         for path in expert_folders(folder) if folder is not None else []:
             self.add(path)
@@ -42,6 +59,7 @@ class Library:
         """Return a library of experts that were read before."""
         library = cls(base=base)
         library._swap(experts)
+        library._stamps = {expert.name: stamp_of(expert.folder) for expert in library}
         return library
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -50,7 +68,8 @@ class Library:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as its experts, which are not read anew."""
-        return type(self).of, (tuple(self), self._base)
+        state = {"_stamps": self._stamps, "notice_after": self.notice_after}
+        return type(self).of, (tuple(self), self._base), state
 
     def __getitem__(self, name: str) -> Expert:
         """Return the expert of that name.
@@ -85,6 +104,7 @@ class Library:
         Raises:
             UnfitExpert: The folder must not be used, or its name is taken.
         """
+        stamp = stamp_of(folder)  # before it is read: a change meanwhile is noticed later
         expert = read_expert(folder, self._base)
         with self._changing:
             if expert.name in self._experts:
@@ -94,6 +114,7 @@ class Library:
                 )
                 raise UnfitExpert(msg)
             self._swap([*self._experts.values(), expert])
+            self._stamps[expert.name] = stamp
         return expert
 
     def replace(self, folder: str | Path) -> Expert:
@@ -103,10 +124,11 @@ class Library:
             UnfitExpert: The folder must not be used; the old expert stays.
             UnknownExpert: No expert of that name is in use.
         """
+        stamp = stamp_of(folder)
         expert = read_expert(folder, self._base)
         with self._changing:
-            old = self[expert.name]
-            self._swap(expert if item is old else item for item in self._experts.values())
+            self._put(self[expert.name], expert)
+            self._stamps[expert.name] = stamp
         return expert
 
     def remove(self, name: str) -> Expert:
@@ -119,6 +141,96 @@ class Library:
             old = self[name]
             self._swap(item for item in self._experts.values() if item is not old)
         return old
+
+    def add_exemplars(self, name: str, exemplars: Iterable[Exemplar]) -> tuple[Exemplar, ...]:
+        """Add exemplars to an expert, in use and in its folder's `exemplars.jsonl`.
+
+        A text that the expert has already is replaced, so that its language or label can be
+        mended. An expert that has no folder keeps them in memory.
+
+        Returns:
+            Those that are new or differ from what the expert had.
+
+        Raises:
+            UnknownExpert: No expert of that name is in use.
+            InvalidInput: A text is blank, or the folder cannot be written.
+        """
+        given = {item.text: item for item in exemplars}
+
+        def added(old: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
+            known = {item.text: given.get(item.text, item) for item in old}
+            return tuple((known | given).values())
+
+        before, after = self._change_exemplars(name, added)
+        return tuple(item for item in after if item not in before)
+
+    def remove_exemplars(self, name: str, texts: Iterable[str]) -> tuple[Exemplar, ...]:
+        """Take exemplars from an expert, in use and in its folder's `exemplars.jsonl`.
+
+        Returns:
+            The exemplars that are gone.
+
+        Raises:
+            UnknownExpert: No expert of that name is in use.
+            InvalidInput: The expert has no such exemplar, or the folder cannot be written.
+        """
+        gone = set(texts)
+
+        def kept(old: tuple[Exemplar, ...]) -> tuple[Exemplar, ...]:
+            missing = sorted(gone - {item.text for item in old})
+            if missing:
+                msg = f"{name!r} has no exemplar {missing[0]!r}: give its text as it stands there."
+                raise InvalidInput(msg)
+            return tuple(item for item in old if item.text not in gone)
+
+        before, after = self._change_exemplars(name, kept)
+        return tuple(item for item in before if item not in after)
+
+    def notice(self, *, at_once: bool = False) -> None:
+        """Take over exemplars that were changed on disk since they were read.
+
+        One `stat` for each expert, and no more often than every `notice_after` seconds. A file
+        that is gone or cannot be read changes nothing.
+
+        Args:
+            at_once: Look now, whenever it was looked before.
+        """
+        now = time.monotonic()
+        if not at_once and now - self._looked < self.notice_after:
+            return
+        if not self._noticing.acquire(blocking=at_once):
+            return  # another thread is looking
+        try:
+            self._looked = now
+            for expert in self:
+                stamp = stamp_of(expert.folder)
+                if stamp is not None and stamp != self._stamps.get(expert.name):
+                    self._reread(expert.name, stamp)
+        finally:
+            self._noticing.release()
+
+    def _reread(self, name: str, stamp: Stamp) -> None:
+        with self._changing:
+            old = self._experts.get(name)
+            if old is None:
+                return
+            self._stamps[name] = stamp  # what cannot be read is not tried again until it changes
+            exemplars = reread(old.folder)
+            if exemplars is not None and exemplars != old.exemplars:
+                self._put(old, dataclasses.replace(old, exemplars=exemplars))
+
+    def _change_exemplars(
+        self, name: str, change: Callable[[tuple[Exemplar, ...]], tuple[Exemplar, ...]]
+    ) -> tuple[tuple[Exemplar, ...], tuple[Exemplar, ...]]:
+        """Return an expert's exemplars before and after a change, which is in use from now on."""
+        with self._changing:
+            old = self[name]
+            before, after = change_exemplars(old.folder, change, old.exemplars)
+            self._put(old, dataclasses.replace(old, exemplars=after))
+        return before, after
+
+    def _put(self, old: Expert, new: Expert) -> None:
+        self._swap(new if item is old else item for item in self._experts.values())
 
     def _swap(self, experts: Iterable[Expert]) -> None:
         self._experts = {expert.name: expert for expert in experts}

@@ -112,9 +112,12 @@ def test_a_batch_is_embedded_once_and_what_more_is_read_once(two):
     router.refresh()
     embeddings.calls = 0
     asked = [HumanMessage("Good morning!"), AIMessage("Hello."), HumanMessage("Who is that?")]
-    routes = router.batch([asked] * 5)
-    assert routes[0].history == "message"
-    assert embeddings.calls == 2
+    routes = router.batch([*[asked] * 5, FRUIT[0]])
+    assert routes[-1].best == "fruit"
+    abstained = router.invoke("Who is that?").abstained
+    assert abstained
+    assert embeddings.calls == 2 + 1
+    assert embeddings.texts.count("Good morning!") == 1
 
 
 def test_compound_question_goes_to_several_experts(experts):

@@ -11,11 +11,11 @@ import sys
 
 import typer
 
-from one4all_lc.cli import asking, folders, training  # each adds its commands
+from one4all_lc.cli import asking, folders, routing, training  # each adds its commands
 from one4all_lc.cli.common import app
 from one4all_lc.errors import One4AllError
 
-__all__ = ["app", "asking", "folders", "main", "run", "training"]
+__all__ = ["app", "asking", "folders", "main", "routing", "run", "training"]
 
 
 def main() -> None:

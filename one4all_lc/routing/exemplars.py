@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from one4all_lc.folder import OOS, Exemplar, Expert
 from one4all_lc.routing.background import EVERYDAY
 
 PROBE = "Which question belongs to whom?"
+_log = logging.getLogger(__name__)
 CHUNK = 1000  # items per call: SQLite has a limit of variables
 
 
@@ -63,6 +65,7 @@ class ExemplarStore:
         self._known: dict[str, NDArray[np.float32]] = {}
         self._fingerprint = ""
         self._syncing = threading.Lock()
+        self._reader: Any = None
 
     @property
     def fingerprint(self) -> str:
@@ -88,7 +91,7 @@ class ExemplarStore:
         others = [("", item) for item in (*negatives, *negatives_of(experts))]
         everyday = [("", Exemplar(text)) for text in EVERYDAY] if own else []
         with self._syncing:
-            wanted = {_digest(item.text): (name, item) for name, item in own + everyday + others}
+            wanted = {digest(item.text): (name, item) for name, item in own + everyday + others}
             missing = {key: wanted[key] for key in wanted if key not in self._known}
             if missing:
                 self._fill(missing)
@@ -100,13 +103,63 @@ class ExemplarStore:
             self._vectors(others),
         )
 
+    def near(self, vectors: NDArray[np.float32], count: int) -> list[list[str]]:
+        """Return for each vector (q, d) the ids of about the `count` nearest items, by the index.
+
+        An index that cannot be asked names none.
+        """
+        with self._syncing:
+            if self._client is not None:
+                return _near(_collection(self._client, self.fingerprint), vectors, count)
+            if self._reader is None:
+                self._reader = self._open_reader()
+            return _near(_collection(self._reader, self.fingerprint), vectors, count)
+
+    def _open_reader(self) -> Any:
+        """Open a client that stays open: its index is loaded once, and again after a change.
+
+        It may miss what other processes have written since, until this one takes that over. Its
+        path is written otherwise than the writer's, or Chroma would give both one index.
+        """
+        import chromadb
+        from filelock import FileLock
+
+        folder = self._folder or _default_folder()
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            settings = chromadb.Settings(anonymized_telemetry=False)
+            return chromadb.PersistentClient(f"{folder}/.", settings=settings)
+
+    def _changed(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def forget(self, texts: Iterable[str]) -> None:
+        """Delete texts and their embeddings from the collection.
+
+        Another library that has such a text embeds it again when it starts.
+
+        Raises:
+            InvalidInput: The folder cannot be written.
+        """
+        gone = sorted({digest(text) for text in texts if text not in EVERYDAY})
+        if not gone:
+            return
+        with self._syncing, self._opened(self.fingerprint) as collection:
+            for keys in _chunks(gone):
+                collection.delete(ids=keys)
+            for key in gone:
+                self._known.pop(key, None)
+            self._changed()
+
     def _vectors(self, items: list[tuple[str, Exemplar]]) -> NDArray[np.float32]:
-        rows = [self._known[_digest(item.text)] for _, item in items]
+        rows = [self._known[digest(item.text)] for _, item in items]
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
     def _fill(self, missing: dict[str, tuple[str, Exemplar]]) -> None:
         """Take the missing items' vectors from the collection, those it lacks from the embedder."""
         identity = self.fingerprint
+        self._changed()
         with self._opened(identity) as collection:
             for keys in _chunks(list(missing)):
                 items = collection.get(ids=keys, include=["embeddings"])
@@ -150,7 +203,12 @@ class ExemplarStore:
             with FileLock(folder.with_name(folder.name + ".lock")):
                 settings = chromadb.Settings(anonymized_telemetry=False)
                 client = chromadb.PersistentClient(str(folder), settings=settings)
-                yield _collection(client, identity)
+                try:
+                    yield _collection(client, identity)
+                finally:
+                    # A client kept open has an index in memory that does not learn of other
+                    # processes' writes: it fails at the first item that one of them wrote.
+                    client.close()
         except (OSError, ChromaError) as error:
             msg = (
                 f"{folder} cannot keep the exemplars ({error}): make it writable or set "
@@ -231,6 +289,17 @@ def _collection(client: Any, identity: str) -> Any:
     return collection
 
 
+def _near(collection: Any, vectors: NDArray[np.float32], count: int) -> list[list[str]]:
+    from chromadb.errors import ChromaError
+
+    try:
+        found = collection.query(query_embeddings=vectors, n_results=count, include=[])
+    except ChromaError as error:
+        _log.warning("The index of exemplars cannot be asked, all are compared: %s", error)
+        return [[] for _ in vectors]
+    return [list(ids) for ids in found["ids"]]
+
+
 def exemplars_of(expert: Expert) -> tuple[Exemplar, ...]:
     """Return the expert's exemplars, each once; without any, its description as the only one."""
     described = Exemplar(expert.card.description, next(iter(expert.card.languages), "en"))
@@ -247,7 +316,8 @@ def negatives_of(experts: Iterable[Expert]) -> tuple[Exemplar, ...]:
     return tuple(unique.values())
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return an item's id: the hash of its text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

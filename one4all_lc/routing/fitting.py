@@ -119,9 +119,10 @@ def fit(known: Exemplars, retention: float, settings: Settings | None) -> tuple[
     if len(held_out):
         thresholds = thresholds_of(own, best, len(known.names), retention)
         if len(known.foreign):
-            # Where foreign questions keep away, nothing is won by refusing one's own.
+            # Where foreign questions keep away, little is won by refusing one's own.
             kept_out = np.quantile(foreign.max(1), 1 - LET_IN)
-            thresholds = np.minimum(thresholds, kept_out).astype("f4")
+            least = thresholds_of(own, best, len(known.names), (1 + retention) / 2)
+            thresholds = np.minimum(thresholds, np.maximum(kept_out, least)).astype("f4")
     else:
         thresholds = np.full(len(known.names), _over_others(foreign.max(1), retention), "f4")
     return (

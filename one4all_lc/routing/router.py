@@ -3,23 +3,21 @@
 import dataclasses
 import threading
 from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
-from one4all_lc.errors import InvalidInput
-from one4all_lc.folder import OOS, Exemplar, Expert
+from one4all_lc.folder import Exemplar, Expert
 from one4all_lc.library import Library
 from one4all_lc.routing.batches import READ, Batch, Rules
 from one4all_lc.routing.choosing import Policy, Several
 from one4all_lc.routing.embeddings import default_embeddings
-from one4all_lc.routing.exemplars import ExemplarStore, checked_vectors, embed, named
+from one4all_lc.routing.exemplars import ExemplarSet, ExemplarStore, checked_vectors, embed, named
+from one4all_lc.routing.fitted import Fitted, check_share, distinct
 from one4all_lc.routing.history import Reading, check_reading
-from one4all_lc.routing.keeping import Facts, read_fit, write_fit
+from one4all_lc.routing.live import LiveExemplars
 from one4all_lc.routing.question import RouterInput, question_of
 from one4all_lc.routing.route import Candidate, NearExemplar, Part, Route
 from one4all_lc.routing.spaces import Array
@@ -28,7 +26,7 @@ from one4all_lc.routing.state import State, digest, prepared, texts_of
 __all__ = ["Candidate", "NearExemplar", "Part", "Route", "RouterInput", "SemanticRouter"]
 
 
-class SemanticRouter(Runnable[RouterInput, Route]):
+class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
     """Route a question to the expert whose exemplars it is near, or to none.
 
     Takes a string, messages (the last human one is routed), a prompt value, or a mapping with
@@ -75,13 +73,13 @@ class SemanticRouter(Runnable[RouterInput, Route]):
         min_margin: float = 0.0,
         split: bool = False,
     ) -> None:
-        _check_share("target_retention", target_retention)
+        check_share("target_retention", target_retention)
         self.rules = Rules(
             check_reading(history, decay),
             decay,
             Policy(several, within, at_least, min_margin, split),
         )
-        self.negatives = _negatives(negatives)
+        self.negatives = distinct(negatives)
         self.library = library
         self.embeddings = embeddings or default_embeddings()
         self.target_retention = target_retention
@@ -105,92 +103,6 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             "decay": self.rules.decay,
             **dataclasses.asdict(self.rules.policy),
         }
-
-    def fit(
-        self,
-        *,
-        target_retention: float | None = None,
-        negatives: Iterable[str | Exemplar] | None = None,
-    ) -> Self:
-        """Choose scores and set thresholds anew, on the exemplars as they are now.
-
-        It happens by itself at the first question, and when exemplars have changed much; few
-        changes among many exemplars only set thresholds and solve for the probes.
-
-        Args:
-            target_retention: In place of the one that the router was made with.
-            negatives: In place of those that the router was made with.
-
-        Returns:
-            The router itself.
-
-        Raises:
-            InvalidInput: `target_retention` is not between 0 and 1, or exemplars cannot be kept.
-        """
-        if target_retention is not None:
-            _check_share("target_retention", target_retention)
-        with self._refreshing:
-            if target_retention is not None:
-                self.target_retention = target_retention
-            if negatives is not None:
-                self.negatives = _negatives(negatives)
-            self._state = self._prepare(tuple(self.library), None)
-        return self
-
-    async def afit(
-        self,
-        *,
-        target_retention: float | None = None,
-        negatives: Iterable[str | Exemplar] | None = None,
-    ) -> Self:
-        """As `fit`, on a thread of its own."""
-        return await run_in_executor(
-            None, partial(self.fit, target_retention=target_retention, negatives=negatives)
-        )
-
-    def save(self, folder: str | Path) -> Path:
-        """Write what was fitted into a folder, with what it depends on; return the file.
-
-        Raises:
-            InvalidInput: There are no experts, or the folder cannot be written.
-        """
-        state = self._current()
-        if state.scorer is None:
-            msg = "There is nothing to save: no expert is in use."
-            raise InvalidInput(msg)
-        return write_fit(folder, state.scorer, self._facts(state.experts))
-
-    def load(self, folder: str | Path, *, refit: bool = True) -> str | None:
-        """Take up what was fitted before instead of fitting.
-
-        Args:
-            folder: Where `save` wrote.
-            refit: If embedder, exemplars or target retention are others now: fit anew, or refuse.
-
-        Returns:
-            Why it was fitted anew; None if it was not.
-
-        Raises:
-            InvalidInput: There is no saved fit, or it does not suit and `refit` is off.
-        """
-        scorer, facts = read_fit(folder)
-        experts = tuple(self.library)
-        reason = facts.difference(self._facts(experts))
-        if reason and not refit:
-            msg = f"The router saved in {folder} cannot be used: {reason}. Fit anew."
-            raise InvalidInput(msg)
-        if reason or not experts:
-            self.fit()
-            return reason
-        with self._refreshing:
-            exemplars = self._store.sync(experts, self.negatives)
-            mark, count = self._fingerprint_of(experts), len(exemplars.exemplars)
-            self._state = State(experts, exemplars, scorer, mark, count)
-        return None
-
-    def _facts(self, experts: tuple[Expert, ...]) -> Facts:
-        texts = digest(texts_of(experts, self.negatives))
-        return Facts(self._store.fingerprint, texts, self.target_retention)
 
     def invoke(
         self,
@@ -276,10 +188,16 @@ class SemanticRouter(Runnable[RouterInput, Route]):
 
         It is a route's own fingerprint, known without embedding anything: a key for caches.
         """
-        return self._fingerprint_of(tuple(self.library))
+        return self._fingerprint_of(self._experts())
+
+    @property
+    def exemplars(self) -> ExemplarSet:
+        """The exemplars that questions are compared with, and their embeddings."""
+        return self._current().exemplars
 
     def refresh(self) -> None:
-        """Bring the router up to the library now instead of at the next question."""
+        """Bring the router up to the library and its files now, not at the next question."""
+        self.library.notice(at_once=True)
         self._current()
 
     async def arefresh(self) -> None:
@@ -315,9 +233,13 @@ class SemanticRouter(Runnable[RouterInput, Route]):
         rows = await self.embeddings.aembed_documents(texts)
         return checked_vectors(self.embeddings, rows, len(texts))
 
+    def _experts(self) -> tuple[Expert, ...]:
+        self.library.notice()
+        return tuple(self.library)
+
     def _current(self) -> State:
         """Return the state for the library as it is now."""
-        experts = tuple(self.library)
+        experts = self._experts()
         state = self._state
         if state is not None and state.of(experts):
             return state
@@ -329,7 +251,7 @@ class SemanticRouter(Runnable[RouterInput, Route]):
     def _prepare(self, experts: tuple[Expert, ...], before: State | None) -> State:
         exemplars = self._store.sync(experts, self.negatives)
         mark = self._fingerprint_of(experts)
-        return prepared(experts, exemplars, mark, self.target_retention, before)
+        return prepared(experts, self._store, exemplars, mark, self.target_retention, before)
 
     def _fingerprint_of(self, experts: tuple[Expert, ...]) -> str:
         facts = [*named(self.embeddings), repr(self._settings())]
@@ -340,17 +262,6 @@ def _router_of(
     library: Library, embeddings: Embeddings, settings: dict[str, Any]
 ) -> SemanticRouter:
     return SemanticRouter(library=library, embeddings=embeddings, **settings)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        msg = f"{name} is {value}: give a share between 0 and 1."
-        raise InvalidInput(msg)
-
-
-def _negatives(given: Iterable[str | Exemplar]) -> tuple[Exemplar, ...]:
-    items = (Exemplar(item, label=OOS) if isinstance(item, str) else item for item in given)
-    return tuple({item.text: item for item in items}.values())
 
 
 def _only(results: list[Exception | Route]) -> Route:

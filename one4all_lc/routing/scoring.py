@@ -27,10 +27,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from one4all_lc.routing.calibration import sigmoid
+from one4all_lc.routing.candidates import products
 from one4all_lc.routing.probe import Probe
 from one4all_lc.routing.spaces import Array, Groups, Middle, log_softmax, unit, without
 
 GUARD_WEIGHT = 2.0
+POOL = 10
+"""Experts whose exemplars are taken together."""
 
 
 @dataclass(frozen=True)
@@ -166,39 +169,44 @@ class Scorer:
         known = Exemplars.of(vectors, labels, languages, background, negatives)
         return cls(*fit(known, target_retention, settings))
 
-    def score(self, queries: Array) -> Scores:
-        """Score a batch of question embeddings, (q, d)."""
+    def score(self, queries: Array, rows: Sequence[NDArray[np.intp]] | None = None) -> Scores:
+        """Score a batch of question embeddings, (q, d).
+
+        Args:
+            queries: The embeddings.
+            rows: For each question the exemplars to compare with; None compares with all.
+        """
         free = unit(without(queries, self.language))
-        products = free @ self.vectors.T  # (q, n)
-        logs = self._classes(free, products)
-        in_scope = self._in_scope(free, products)
+        similarity = products(free, self.vectors, rows)  # (q, n)
+        logs = self._classes(free, similarity)
+        in_scope = self._in_scope(free, similarity)
         slope, offset = self.scope.sigmoid
         return Scores(
             logs,
             np.exp(log_softmax(logs / self.classes.temperature)).astype("f4"),
             in_scope,
             sigmoid(slope * in_scope + offset),
-            products,
+            similarity,
         )
 
-    def _classes(self, free: Array, products: Array) -> Array:
+    def _classes(self, free: Array, similarity: Array) -> Array:
         chosen = self.classes.settings
-        cosines, centred = self.classes.middle.around(products, free)
+        cosines, centred = self.classes.middle.around(similarity, free)
         density = self.groups.density(cosines, chosen.bandwidth)
         probe = self.classes.probe
         value = probe.of_vectors(centred) if probe.linear else probe.of_cosines(cosines)
         return blended(density, value, chosen.temperatures)
 
-    def _in_scope(self, free: Array, products: Array) -> Array:
+    def _in_scope(self, free: Array, similarity: Array) -> Array:
         scope = self.scope
-        cosines, centred = scope.middle.around(products, free)
+        cosines, centred = scope.middle.around(similarity, free)
         if scope.guard.linear:
             guard = scope.guard.of_vectors(centred)
         else:
             rows = np.concatenate([cosines, centred @ scope.foreign.T], 1)
             guard = scope.guard.of_cosines(rows)
-        best = self.groups.most(products)
-        near = pooled(self.groups.density(products, scope.spread), scope.spread)
+        best = self.groups.most(similarity)
+        near = pooled(self.groups.density(similarity, scope.spread), scope.spread)
         return scaled((best, near[:, None], guard), scope.scales)
 
 
@@ -213,7 +221,12 @@ def blended(density: Array, probe: Array, temperatures: tuple[float, float]) -> 
 
 
 def pooled(density: Array, spread: float) -> Array:
-    """Return the density of all experts together, (q,): each counts alike."""
+    """Return the density of the nearest experts together, (q,): each counts alike.
+
+    Of the nearest `POOL` alone, so that a thousand far ones do not add up to something near.
+    """
+    if density.shape[1] > POOL:
+        density = np.partition(density, -POOL, axis=1)[:, -POOL:]
     top = density.max(1, keepdims=True)
     mean = np.exp((density - top) / np.float32(spread)).mean(1)
     return np.asarray(top[:, 0] + spread * np.log(mean), "f4")

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from one4all_lc.folder import Exemplar, Expert
-from one4all_lc.routing.exemplars import ExemplarSet, exemplars_of, negatives_of
+from one4all_lc.routing.candidates import Candidates
+from one4all_lc.routing.exemplars import (
+    ExemplarSet,
+    ExemplarStore,
+    exemplars_of,
+    negatives_of,
+)
 from one4all_lc.routing.scoring import Scorer, Scores, Settings
 from one4all_lc.routing.spaces import Array
 
@@ -25,6 +31,7 @@ class State:
         scorer: Fitted on them; None without experts.
         fingerprint: Of all that routes depend on.
         chosen_for: How many exemplars there were when the settings were chosen.
+        candidates: The index of very many exemplars; None where every one is compared.
     """
 
     experts: tuple[Expert, ...]
@@ -32,6 +39,7 @@ class State:
     scorer: Scorer | None
     fingerprint: str
     chosen_for: int = 0
+    candidates: Candidates | None = None
 
     def of(self, experts: tuple[Expert, ...]) -> bool:
         """Tell whether these are the experts: a library puts a new object for every change."""
@@ -40,12 +48,20 @@ class State:
         )
 
     def score(self, vectors: Array) -> Scores | None:
-        """Score questions (q, d); None without experts."""
-        return self.scorer.score(vectors) if self.scorer else None
+        """Score questions (q, d) by what is near them, or by everything where that is little.
+
+        Returns:
+            The scores; None without experts.
+        """
+        if self.scorer is None:
+            return None
+        near = self.candidates.of_questions(vectors) if self.candidates else None
+        return self.scorer.score(vectors, near)
 
 
 def prepared(
     experts: tuple[Expert, ...],
+    store: ExemplarStore,
     exemplars: ExemplarSet,
     fingerprint: str,
     target_retention: float,
@@ -66,7 +82,8 @@ def prepared(
         settings,
     )
     chosen_for = before.chosen_for if before and settings else count
-    return State(experts, exemplars, scorer, fingerprint, chosen_for)
+    near = Candidates.of(store, exemplars)
+    return State(experts, exemplars, scorer, fingerprint, chosen_for, near)
 
 
 def _kept_settings(before: State, exemplars: ExemplarSet) -> Settings | None:
