@@ -107,7 +107,7 @@ class Fitted(ABC):
         with self._refreshing:
             exemplars = self._store.sync(experts, self.negatives)
             mark, count = self._fingerprint_of(experts), len(exemplars.exemplars)
-            near = Candidates.of(self._store, exemplars)
+            near = Candidates.of(self._store, exemplars, scorer)
             self._state = State(experts, exemplars, scorer, mark, count, near)
         return None
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from one4all_lc.routing.calibration import sigmoid
-from one4all_lc.routing.candidates import products
+from one4all_lc.routing.candidates import Near
 from one4all_lc.routing.probe import Probe
 from one4all_lc.routing.spaces import Array, Groups, Middle, log_softmax, unit, without
 
@@ -169,15 +169,15 @@ class Scorer:
         known = Exemplars.of(vectors, labels, languages, background, negatives)
         return cls(*fit(known, target_retention, settings))
 
-    def score(self, queries: Array, rows: Sequence[NDArray[np.intp]] | None = None) -> Scores:
+    def score(self, queries: Array, near: Near | None = None) -> Scores:
         """Score a batch of question embeddings, (q, d).
 
         Args:
             queries: The embeddings.
-            rows: For each question the exemplars to compare with; None compares with all.
+            near: What each question is compared with; None compares with all exemplars.
         """
         free = unit(without(queries, self.language))
-        similarity = products(free, self.vectors, rows)  # (q, n)
+        similarity = near.products(free, self.vectors) if near else free @ self.vectors.T  # (q, n)
         logs = self._classes(free, similarity)
         in_scope = self._in_scope(free, similarity)
         slope, offset = self.scope.sigmoid

@@ -82,7 +82,7 @@ def prepared(
         settings,
     )
     chosen_for = before.chosen_for if before and settings else count
-    near = Candidates.of(store, exemplars)
+    near = Candidates.of(store, exemplars, scorer)
     return State(experts, exemplars, scorer, fingerprint, chosen_for, near)
 
 
