@@ -178,6 +178,7 @@ class _Script:
     kernels = "none: a fake"
     packs = False
     packed_bytes = 0
+    recorded_bytes = 0
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What several test files share: the real base, expert folders with random weights, data."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,22 @@ def data_folder():
     if not folder.is_dir():
         pytest.skip("the public data sets are not here: set ONE4ALL_DATA")
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs `one4all` here: (exit code, standard output, standard error)."""
+    from one4all_lc import cli
+
+    def one4all(*arguments):
+        monkeypatch.setattr(sys, "argv", ["one4all", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            sys.exit(cli.main())
+        output = capsys.readouterr()
+        return ended.value.code or 0, output.out, output.err
+
+    return one4all
 
 
 @pytest.fixture

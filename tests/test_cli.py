@@ -7,25 +7,9 @@ import sys
 
 import pytest
 
-from one4all_lc import cli
 from tests.conftest import ADAPTERS
 
 SEED_QUESTION = "Which smartphone has the best camera in 2025?"
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Return a function that runs `one4all` here: (exit code, standard output, standard error)."""
-
-    def one4all(*arguments):
-        monkeypatch.setattr(sys, "argv", ["one4all", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.main())
-        output = capsys.readouterr()
-        return ended.value.code or 0, output.out, output.err
-
-    return one4all
 
 
 def one_sentence(error):

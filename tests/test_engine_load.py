@@ -100,6 +100,24 @@ def test_more_adapters_than_memory_holds_answer_the_same(base_nf4, experts):
         assert stats.adapter_bytes <= 2 * largest
 
 
+def test_recorded_steps_choose_what_the_models_own_code_does(base_nf4, experts):
+    """Lost: a recording made for some rows answers others, or goes on with old numbers."""
+    asked = [
+        request(base_nf4, PROMPTS[i % 4], *mixture, max_tokens=6 + 5 * i)
+        for i, mixture in enumerate(
+            [experts[:1], experts[1:2], (), [(experts[2], 0.5), (experts[3], 0.5)], experts[4:5]]
+        )
+    ]
+    with engine_with(base_nf4) as engine:
+        engine._decoder._replay = None
+        expected = together(engine, asked)
+        assert engine.stats().recorded_bytes == 0
+    with engine_with(base_nf4) as engine:
+        assert together(engine, asked) == expected
+        assert together(engine, asked[::-1]) == expected[::-1]
+        assert engine.stats().recorded_bytes > 0
+
+
 def test_where_our_kernels_do_not_run_answers_are_the_same(base_fp32, experts, monkeypatch):
     """As on CUDA: adapters packed, attention by torch, keys and values written by index."""
     asked = [
@@ -268,6 +286,7 @@ def test_the_figures_say_what_the_engine_did(base_nf4, experts):
         assert (stats.running, stats.waiting) == (1, 1)
         assert (stats.adapters, stats.adapter_bytes) == (1, adapter_bytes(experts[0]))
         assert stats.packed_bytes == 0, "our kernel reads adapters as loaded"
+        assert stats.recorded_bytes > 0, "the third token's step came for the second time"
         running.cancel()
         count = len(running.result(WAIT).tokens)
         waits.result(WAIT)

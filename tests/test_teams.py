@@ -1,7 +1,6 @@
 """Teams of experts that write and experts that decide: one router, one chat model, one terminal."""
 
 import json
-import sys
 from functools import reduce
 from operator import add
 
@@ -16,7 +15,6 @@ from one4all_lc import (
     SemanticRouter,
     SharedBase,
     UnfitExpert,
-    cli,
     expert_tools,
 )
 from one4all_lc.base.loading import DEFAULT_ENCODER
@@ -205,19 +203,6 @@ def test_a_head_of_another_shape_or_not_finite_is_refused(base_facts, tmp_path):
     refused(tensors | {"weight": tensors["weight"] * torch.inf}, "NaN, infinity")
     refused(tensors | {"more": tensors["bias"].clone()}, "more")
     refused({"weight": tensors["weight"]}, r"bias \[2\]")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def one4all(*arguments):
-        monkeypatch.setattr(sys, "argv", ["one4all", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.main())
-        output = capsys.readouterr()
-        return ended.value.code or 0, output.out, output.err
-
-    return one4all
 
 
 def test_ask_prints_what_was_found(run, folder):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.threads import compute_alone, passing_threads
+from one4all_lc.base.threads import compute_alone
 from one4all_lc.errors import UnfitExpert
 from one4all_lc.folder import Expert
 
@@ -166,8 +166,7 @@ class Residency:
         """Load one of a request's adapters without losing the others."""
         identity = expert.identity
         try:
-            with passing_threads():
-                loaded = self.load(expert)
+            loaded = self.load(expert)
         except Exception as error:
             with self._lock:
                 self._failed[identity] = error

@@ -142,6 +142,11 @@ class Decoder:
         """Bytes of packed adapters."""
         return self._planner.memory_bytes
 
+    @property
+    def recorded_bytes(self) -> int:
+        """Bytes of recorded steps' memory."""
+        return self._replay.memory_bytes if self._replay else 0
+
     def drop_all_but(self, adapters: Container[str]) -> None:
         """Let go of adapters that are not in memory any more."""
         self._planner.keep(adapters)

@@ -1,21 +1,20 @@
 """An engine of encoder experts: texts that wait together are one batch, whoever reads them."""
 
-import atexit
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from one4all_lc.base.loading import Quantization, SharedBase
+from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.encoding import Encoder, TextRow
 from one4all_lc.engine.engine import Engine
+from one4all_lc.engine.registry import PerBase
 from one4all_lc.engine.scheduler import CLOSED, Scheduler
 from one4all_lc.engine.stats import Meter
 from one4all_lc.engine.texts import CLOSED_EARLY, LogitsHandle, Text, TextRequest
@@ -55,7 +54,7 @@ class EncoderStats:
     kernels: str
 
 
-class EncoderEngine:
+class EncoderEngine(PerBase):
     """Reads texts on one encoder base, the adapters and heads of many experts in one batch.
 
     `submit` may be called from any thread. While a batch is computed the next ones gather; nothing
@@ -77,9 +76,6 @@ class EncoderEngine:
         engine = EncoderEngine.of(SharedBase.load("intfloat/multilingual-e5-small"))
     """
 
-    _of: ClassVar[dict[SharedBase, "EncoderEngine"]] = {}
-    _making: ClassVar[threading.RLock] = threading.RLock()
-
     def __init__(
         self,
         base: SharedBase,
@@ -88,15 +84,7 @@ class EncoderEngine:
         max_waiting: int = 4096,
         adapter_bytes: int = 1 << 29,
     ) -> None:
-        for name, value in {"max_rows": max_rows, "max_waiting": max_waiting}.items():
-            if value < 1:
-                msg = f"{name} is {value}: an engine takes at least one text at a time."
-                raise InvalidInput(msg)
-        with EncoderEngine._making:
-            if (other := EncoderEngine._of.get(base)) is not None and not other.closed:
-                msg = f"{base.facts.id!r} has an engine: use EncoderEngine.of(base), or close it."
-                raise InvalidInput(msg)
-            self.base = base
+        with self._made_for(base, max_rows=max_rows, max_waiting=max_waiting):
             self.max_rows = max_rows
             with passing_threads():
                 self._encoder = Encoder(base)
@@ -106,27 +94,6 @@ class EncoderEngine:
             self._meter = Meter()
             self._thread = threading.Thread(target=self._run, name="one4all-encoder", daemon=True)
             self._thread.start()
-            EncoderEngine._of[base] = self
-        atexit.register(self.close)
-
-    @classmethod
-    def of(cls, base: SharedBase) -> Self:
-        """Return the engine of a base, made if it has none."""
-        with cls._making:
-            engine = cls._of.get(base)
-            if engine is None or engine.closed:
-                engine = cls(base)
-            return engine  # type: ignore[return-value]
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """Return itself: copies of an expert share the engine."""
-        return self
-
-    def __reduce__(self) -> "tuple[Callable[..., EncoderEngine], tuple[str, ...]]":
-        """Pickle as the place of its base: whoever loads it gets the engine of that process."""
-        base = self.base
-        dtype = str(base.dtype).removeprefix("torch.")
-        return _engine_of, (base.facts.id, base.quantization, str(base.device), dtype)
 
     @property
     def closed(self) -> bool:
@@ -172,13 +139,7 @@ class EncoderEngine:
         """
         for text in self._scheduler.close(drain=drain):
             text.handle.finish(EngineClosed(CLOSED_EARLY))
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        self.residency.close()
-        atexit.unregister(self.close)
-        with EncoderEngine._making:
-            if EncoderEngine._of.get(self.base) is self:
-                del EncoderEngine._of[self.base]
+        self._ended()
 
     def stats(self) -> EncoderStats:
         """Return what it does at this moment and has done so far."""
@@ -267,10 +228,3 @@ def _late(text: Text) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"The text was not read within {text.request.timeout} seconds: give it more time."
     )
-
-
-def _engine_of(base: str, quantization: Quantization, device: str, dtype: str) -> EncoderEngine:
-    """Return the engine of a base, which is loaded if this process has not loaded it."""
-    kind = getattr(torch, dtype)
-    loaded = SharedBase.load(base, quantization=quantization, device=device, dtype=kind)
-    return EncoderEngine.of(loaded)

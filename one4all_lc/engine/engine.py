@@ -1,16 +1,14 @@
 """One thread owns the base and runs everybody's requests together: schedule, run, emit."""
 
-import atexit
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from one4all_lc.base.loading import Quantization, SharedBase
+from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.residency import Residency
 from one4all_lc.base.threads import let_go, passing_threads
 from one4all_lc.engine.attention import TILE
@@ -19,6 +17,7 @@ from one4all_lc.engine.decoding import Decoder, RowInput
 from one4all_lc.engine.grammar import CLOSING_TOKENS, Grammars
 from one4all_lc.engine.handle import Handle
 from one4all_lc.engine.prefix import PrefixCache
+from one4all_lc.engine.registry import PerBase
 from one4all_lc.engine.request import Completion, FinishReason, Piece, Request
 from one4all_lc.engine.rows import next_rows
 from one4all_lc.engine.sampler import Sampler, likeliest
@@ -36,7 +35,7 @@ MAX_CACHED_TOKENS = 1 << 16
 _CLOSED_EARLY = "The engine was closed before the answer was whole."
 
 
-class Engine:
+class Engine(PerBase):
     """Runs requests on one base, many adapters in one batch.
 
     `submit` may be called from any thread. A base has one engine: `Engine.of(base)` finds or makes
@@ -59,9 +58,6 @@ class Engine:
             print(piece.text, end="")
     """
 
-    _of: ClassVar[dict[SharedBase, "Engine"]] = {}
-    _making: ClassVar[threading.RLock] = threading.RLock()
-
     def __init__(
         self,
         base: SharedBase,
@@ -71,15 +67,7 @@ class Engine:
         adapter_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 28,
     ) -> None:
-        for name, value in {"max_rows": max_rows, "max_waiting": max_waiting}.items():
-            if value < 1:
-                msg = f"{name} is {value}: an engine takes at least one request at a time."
-                raise InvalidInput(msg)
-        with Engine._making:
-            if (other := Engine._of.get(base)) is not None and not other.closed:
-                msg = f"{base.facts.id!r} has an engine: use Engine.of(base), or close that one."
-                raise InvalidInput(msg)
-            self.base = base
+        with self._made_for(base, max_rows=max_rows, max_waiting=max_waiting):
             self.max_rows = max_rows
             # Where adapters are packed for decoding, they take half as much again as loaded.
             packed_bytes = adapter_bytes * 3 // 5
@@ -98,27 +86,6 @@ class Engine:
             self._grammars = Grammars(base.tokenizer, base.end_tokens)
             self._thread = threading.Thread(target=self._run, name="one4all-engine", daemon=True)
             self._thread.start()
-            Engine._of[base] = self
-        atexit.register(self.close)
-
-    @classmethod
-    def of(cls, base: SharedBase) -> Self:
-        """Return the engine of a base, made if it has none."""
-        with cls._making:
-            engine = cls._of.get(base)
-            if engine is None or engine.closed:
-                engine = cls(base)
-            return engine  # type: ignore[return-value]
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """Return itself: copies of a chat model share the engine."""
-        return self
-
-    def __reduce__(self) -> tuple[Callable[..., "Engine"], tuple[str, ...]]:
-        """Pickle as the place of its base: whoever loads it gets the engine of that process."""
-        base = self.base
-        dtype = str(base.dtype).removeprefix("torch.")
-        return _engine_of, (base.facts.id, base.quantization, str(base.device), dtype)
 
     @classmethod
     def on(cls, device: torch.device) -> "Engine | None":
@@ -186,13 +153,7 @@ class Engine:
         """
         for job in self._scheduler.close(drain=drain):
             self._end(job, EngineClosed(_CLOSED_EARLY))
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        self.residency.close()
-        atexit.unregister(self.close)
-        with Engine._making:
-            if Engine._of.get(self.base) is self:
-                del Engine._of[self.base]
+        self._ended()
 
     def stats(self) -> EngineStats:
         """Return what it does at this moment and has done so far."""
@@ -210,6 +171,7 @@ class Engine:
             packed_bytes=self._decoder.packed_bytes,
             adapter_budget=self.adapter_bytes,
             adapter_loads=residency.loads,
+            recorded_bytes=self._decoder.recorded_bytes,
             prefix_bytes=prefixes.memory_bytes,
             prefix_budget=prefixes.budget,
             prompt_tokens=prefixes.asked_tokens,
@@ -378,13 +340,6 @@ class Engine:
         else:
             self._meter.end(how)
             job.handle.finish(completion)
-
-
-def _engine_of(base: str, quantization: Quantization, device: str, dtype: str) -> Engine:
-    """Return the engine of a base, which is loaded if this process has not loaded it."""
-    kind = getattr(torch, dtype)
-    loaded = SharedBase.load(base, quantization=quantization, device=device, dtype=kind)
-    return Engine.of(loaded)
 
 
 def _why(job: Job) -> FinishReason | Exception:

@@ -78,6 +78,12 @@ class Replay:
             self._keep(key, step)
         return logits
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all recordings."""
+        steps = list(self._steps.values())  # read by other threads
+        return sum(step.recording.memory_bytes for step in steps if isinstance(step, _Step))
+
     def _keep(self, key: object, step: "_Step | int") -> None:
         self._steps[key] = step
         if len(self._steps) > _MOST:

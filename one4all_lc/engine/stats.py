@@ -29,6 +29,7 @@ class EngineStats:
         packed_bytes: Bytes of adapters packed for batches.
         adapter_budget: Bytes that adapters may take.
         adapter_loads: How often an adapter was read from disk.
+        recorded_bytes: Bytes of recorded steps' memory.
         prefix_bytes: Bytes of kept beginnings of prompts.
         prefix_budget: Bytes that those may take.
         prompt_tokens: Tokens of all prompts so far.
@@ -48,6 +49,7 @@ class EngineStats:
     packed_bytes: int
     adapter_budget: int
     adapter_loads: int
+    recorded_bytes: int
     prefix_bytes: int
     prefix_budget: int
     prompt_tokens: int
@@ -79,6 +81,7 @@ _GAUGES = {
     "adapter_bytes": "Bytes of adapters in memory",
     "packed_bytes": "Bytes of adapters packed for batches",
     "adapter_budget": "Bytes that adapters may take",
+    "recorded_bytes": "Bytes of recorded steps' memory",
     "prefix_bytes": "Bytes of kept beginnings of prompts",
     "prefix_budget": "Bytes that kept beginnings may take",
 }

@@ -185,7 +185,7 @@ def memory(base: SharedBase, experts: Sequence[Expert]) -> dict[str, dict[str, f
             )
             stats = watched.engine.stats()
             assert stats.adapters == count
-            own = stats.adapter_bytes + stats.packed_bytes
+            own = stats.adapter_bytes + stats.packed_bytes + stats.recorded_bytes
             taken[count] = (base_bytes(base) + max(own, watched.peak), resident_bytes())
     # Last of all: it would be in the process's memory.
     full = SharedBase.load(quantization="none", dtype=torch.bfloat16, shared=False).memory_bytes
