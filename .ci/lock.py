@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("train", "metrics", "documents", "test")
+EXTRAS = ("train", "metrics", "documents", "reports", "test")
 TORCH = "torch==2.13.0"
 CUDA = ("nvidia-", "cuda-", "triton")
 """Beginnings of the names of what a CUDA build of torch needs and a CPU build does not."""

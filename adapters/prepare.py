@@ -1,163 +1,162 @@
 """Turn the public data sets into the rows that the shipped experts were trained on.
 
-    python adapters/prepare.py --data DIR --out DIR
+    python adapters/prepare.py --data DIR --out DIR [NAME...]
 
-`DIR` holds `product_reviews/intents.jsonl`, `medquad/qa.jsonl` and `wikisql/qa.jsonl` (their
-public homes are listed in README.md); `--out` receives `mobile.jsonl`, `medical.jsonl` and
-`sql.jsonl` in the form that `one4all train` reads.
+`DIR` holds the data sets that README.md names, with their public homes; `--out` receives
+`NAME.jsonl` for each expert, in the form that `one4all train` reads.
 """
 
 import argparse
 import json
+import operator
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
 
-Row = dict[str, Any]
+sys.path.insert(0, str(Path(__file__).parent))
 
-# The products of the review data that are phones, cameras and players.
-PRODUCTS = {
-    "Nokia_6600": ("Nokia 6600", "phone"),
-    "Nokia_6610": ("Nokia 6610", "phone"),
-    "Canon_G3": ("Canon G3", "camera"),
-    "Canon_S100": ("Canon S100", "camera"),
-    "Canon_PowerShot_SD500": ("Canon PowerShot SD500", "camera"),
-    "Nikon_coolpix_4300": ("Nikon Coolpix 4300", "camera"),
-    "Creative_Labs_Nomad_Jukebox_Zen_Xtra_40GB": ("Creative Zen Xtra", "player"),
-    "MicroMP3": ("Creative Zen Micro", "player"),
-    "ipod": ("iPod", "player"),
-    "Apex_AD2600_Progressive_scan_DVD player": ("Apex AD2600 DVD player", "player"),
-}
+from _reviews import Row, mobile, read, shopping
 
-ASK_ABOUT_PRODUCT = (
-    "What do reviewers say about the {aspect} of the {product}?",
-    "How is the {aspect} of the {product}?",
-    "Is the {aspect} of the {product} any good?",
-    "What do people think of the {product}'s {aspect}?",
+ASK_FOR_TERM = (
+    'What does "{term}" mean in law?',
+    "What does {term} mean?",
+    'Explain the legal term "{term}".',
+    "What is meant by {term} in a court?",
+    "Define {term} in plain English.",
 )
-ASK_FOR_BEST = (
-    "Which {category} has the best {aspect}?",
-    "I care about the {aspect}. Which {category} should I buy?",
-    "Can you recommend a {category} with a good {aspect}?",
+ASK_FOR_STEPS = (
+    "How do I make {title}?",
+    "How do you cook {title}?",
+    "What are the steps for {title}?",
 )
-ASK_FOR_WORST = (
-    "Which {category} has a bad {aspect}?",
-    "What do people complain about in the {aspect} of a {category}?",
+ASK_FOR_INGREDIENTS = (
+    "What ingredients do I need for {title}?",
+    "What goes into {title}?",
+    "What do I have to buy to make {title}?",
 )
-ASK_IN_PERSIAN = (
-    "نظر کاربران درباره {aspect} {product} چیست؟",
-    "{aspect} {product} چطور است؟",
-    "کدام {category} بهترین {aspect} را دارد؟",
-)
-PERSIAN = {
-    "phone": "گوشی",
-    "camera": "دوربین",
-    "player": "پخش‌کننده",
-    "battery": "باتری",
-    "battery life": "عمر باتری",
-    "screen": "صفحه نمایش",
-    "sound": "صدا",
-    "sound quality": "کیفیت صدا",
-    "price": "قیمت",
-    "size": "اندازه",
-    "weight": "وزن",
-    "picture": "عکس",
-    "picture quality": "کیفیت عکس",
-    "pictures": "عکس‌ها",
-    "zoom": "زوم",
-    "lens": "لنز",
-    "software": "نرم‌افزار",
-    "design": "طراحی",
-    "look": "ظاهر",
-    "memory": "حافظه",
-    "quality": "کیفیت",
-    "speaker": "بلندگو",
-    "headphones": "هدفون",
-    "feature": "امکانات",
-    "features": "امکانات",
-    "keypad": "صفحه کلید",
-    "use": "کاربری",
-}
-PERSIAN_SHARE = 0.35
-
-
-def mobile(data: Path) -> Iterator[Row]:
-    """What reviewers say about an aspect of a phone, camera or player."""
-    for row in read(data / "product_reviews" / "intents.jsonl"):
-        if row["product"] not in PRODUCTS:
-            continue
-        product, category = PRODUCTS[row["product"]]
-        for name, strength in row["aspects"]:
-            aspect = name.strip().lower()
-            if not aspect or aspect in (category, "product") or aspect in product.lower():
-                aspect = "overall quality"
-            praised = strength.startswith("+")
-            draw = Random(f"{row['text']} {aspect}")
-            question = draw.choice(templates(aspect, praised=praised, draw=draw))
-            words = {"aspect": aspect, "product": product, "category": category}
-            if question in ASK_IN_PERSIAN:
-                words |= {"aspect": PERSIAN[aspect], "category": PERSIAN[category]}
-            verb = "praise" if praised else "criticise"
-            yield {
-                "question": question.format(**words),
-                "answer": f'Reviewers {verb} the {aspect} of the {product}: "{clean(row["text"])}"',
-                "split": row["split"],
-            }
-
-
-def templates(aspect: str, *, praised: bool, draw: Random) -> tuple[str, ...]:
-    """The ways to ask for a sentence that praises or criticises `aspect`."""
-    if aspect in PERSIAN and draw.random() < PERSIAN_SHARE:
-        return ASK_IN_PERSIAN if praised else ASK_IN_PERSIAN[:2]
-    return ASK_ABOUT_PRODUCT + (ASK_FOR_BEST if praised else ASK_FOR_WORST)
-
-
-def clean(text: str) -> str:
-    """Undo the spaces that the review data puts around punctuation."""
-    text = re.sub(r"\s+([,.;:!?)%])", r"\1", text)
-    text = re.sub(r"([(])\s+", r"\1", text)
-    text = re.sub(r"\s+('(?:s|re|ve|ll|d|m|t)\b)", r"\1", text)
-    text = re.sub(r"\s*\bn ?'t\b", "n't", text).replace('"', "'").strip()
-    return text[:1].upper() + text[1:]
 
 
 def medical(data: Path) -> Iterator[Row]:
     """Health questions, without the answers that only point elsewhere."""
     for row in read(data / "medquad" / "qa.jsonl"):
         if not row["hpo_boilerplate"]:
-            yield {name: row[name] for name in ("question", "answer", "split")}
+            yield plain(row)
 
 
 def sql(data: Path) -> Iterator[Row]:
     """A question and a table's columns to a query."""
     for row in read(data / "wikisql" / "qa.jsonl"):
-        yield {name: row[name] for name in ("question", "columns", "answer", "split")}
+        yield plain(row) | {"columns": row["columns"]}
 
 
-def read(path: Path) -> Iterator[Row]:
-    """Read JSONL."""
-    with path.open(encoding="utf-8") as lines:
-        yield from (json.loads(line) for line in lines)
+def shell(data: Path) -> Iterator[Row]:
+    """A task to a command."""
+    for name in ("tldr_pages/qa.en.jsonl", "nl2bash/qa.jsonl"):
+        for row in read(data / name):
+            yield plain(row)
+
+
+def law(data: Path) -> Iterator[Row]:
+    """Legal terms, asked for in several ways, and terms of service in plain English."""
+    for row in read(data / "legal_glossary" / "qa.jsonl"):
+        ways = ASK_FOR_TERM if len(row["term"].split()) < 6 else ASK_FOR_TERM[:1]
+        question = Random(row["term"]).choice(ways).format(term=row["term"])
+        yield plain(row) | {"question": question, "answer": sentence(row["answer"])}
+    for row in read(data / "tldrlegal" / "qa.jsonl"):
+        if len(row["answer"].split()) > 2:  # "hi." explains nothing
+            yield plain(row) | {"answer": sentence(row["answer"])}
+
+
+def cooking(data: Path) -> Iterator[Row]:
+    """Ingredients and steps of dishes."""
+    for row in read(data / "recipes_public_domain" / "qa.jsonl"):
+        asked = row["question"].startswith("What ingredients")
+        ways = ASK_FOR_INGREDIENTS if asked else ASK_FOR_STEPS
+        question = Random(row["question"]).choice(ways).format(title=row["title"])
+        yield plain(row) | {"question": question}
+
+
+def maths(data: Path) -> Iterator[Row]:
+    """Word problems; each operation is written out with its result, so no calculator is needed."""
+    for row in read(data / "svamp" / "qa.jsonl"):
+        expression, final = row["answer"].rpartition("=")[0], row["final"]
+        steps, value = worked_out(expression)
+        if value is not None and abs(value - float(final)) < 1e-6:
+            yield plain(row) | {"answer": f"{'; '.join(steps)}. The answer is {final}."}
+
+
+OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+
+
+def worked_out(expression: str) -> tuple[list[str], float | None]:
+    """Return the steps of a calculation, `4 * 12 = 48`, inner ones first, and its value.
+
+    Args:
+        expression: In full brackets: `( ( 22.0 - 17.0 ) / 5.0 )`.
+    """
+    steps: list[str] = []
+    stack: list[list[str]] = [[]]
+    for token in expression.split():
+        if token == "(":
+            stack.append([])
+        elif token != ")":
+            stack[-1].append(token)
+        else:
+            left, sign, right = stack.pop()
+            if sign == "/" and float(right) == 0:
+                return steps, None
+            value = number(OPERATIONS[sign](float(left), float(right)))
+            steps.append(f"{number(float(left))} {sign} {number(float(right))} = {value}")
+            stack[-1].append(value)
+    (values,) = stack
+    return steps, float(values[0]) if len(values) == 1 else None
+
+
+def number(value: float) -> str:
+    """Write a number as people do."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.2f}".rstrip("0")
+
+
+def plain(row: Row) -> Row:
+    """Keep what `one4all train` reads."""
+    return {name: row[name] for name in ("question", "answer", "split")}
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital, end with a full stop, on one line."""
+    text = re.sub(r"\s+", " ", text).strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", ")")) else ".")
+
+
+RECIPES = (sql, shell, medical, law, cooking, mobile, shopping, maths)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
-    """Write JSONL."""
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    """Write JSONL; of rows that say the same the first is kept, a held-out one before any other."""
+    held_out_first = sorted(rows, key=lambda row: row["split"] == "train")
+    kept: dict[tuple[str, str], Row] = {}
+    for row in held_out_first:
+        kept.setdefault((row["question"], row["answer"]), row)
+    lines = [json.dumps(row, ensure_ascii=False) for row in kept.values()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{path}: {len(lines)} rows")
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write a file for each expert."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of the public data sets")
     parser.add_argument("--out", type=Path, required=True, help="where to write")
+    parser.add_argument("names", nargs="*", help="experts; by default all")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for recipe in (mobile, medical, sql):
-        write(arguments.out / f"{recipe.__name__}.jsonl", recipe(arguments.data))
+    known = {recipe.__name__: recipe for recipe in RECIPES}
+    if unknown := set(arguments.names) - set(known):
+        parser.error(f"there are no rows for {sorted(unknown)}: the experts are {list(known)}")
+    for name in arguments.names or known:
+        write(arguments.out / f"{name}.jsonl", known[name](arguments.data))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,13 @@ CARD_FILE = "expert.json"
 BASE = "base"
 """The name that asks for the base alone, without an adapter: no expert may bear it."""
 
+PERPLEXITY = "perplexity"
+METRICS = ("exact_match", "rouge_l", "first_word", PERPLEXITY)
+"""What may decide whether a version is better than another, beside a scorer of the user's own."""
+
 KINDS = (CHAT, "classify", "tag", "extract", "pair")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+SCORER = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -83,6 +88,8 @@ class ExpertCard:
         head: Of encoder kinds, `head.HeadFacts` by name: hash, pooling, threshold and the like.
         training: Data, license, rows, steps, seed and hyper-parameters.
         metrics: Base against expert on held-out rows.
+        metric: Which of them decides whether a new version may replace this one: one of
+            `METRICS`, or `module:function` of a scorer.
         version: Counts up with every training that replaced the weights.
         weights_sha256: SHA-256 of `adapter_model.safetensors`.
     """
@@ -101,6 +108,7 @@ class ExpertCard:
     head: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    metric: str = "rouge_l"
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -111,6 +119,12 @@ class ExpertCard:
                 raise UnfitExpert(msg)
         if self.kind not in KINDS:
             msg = f"The card of {self.name!r} has kind {self.kind!r}: use one of {list(KINDS)}."
+            raise UnfitExpert(msg)
+        if self.metric not in METRICS and not SCORER.fullmatch(self.metric):
+            msg = (
+                f"The card of {self.name!r} has metric {self.metric!r}: use one of "
+                f"{list(METRICS)}, or module:function."
+            )
             raise UnfitExpert(msg)
         if self.version < 1:
             msg = f"The card of {self.name!r} has version {self.version}: versions start at 1."

@@ -4,6 +4,7 @@
     ├── InvalidInput      the question, the data row or the option cannot be used as given
     ├── UnknownExpert     no expert of that name is in the library
     ├── UnfitExpert       an expert folder that must not be used: broken, or of another base
+    │   └── WorseExpert   one that measures worse than the one that it would replace
     ├── Abstained         no expert is for the question, and nobody else shall answer it
     ├── ModelNotFound     a base or an embedder that no place holds
     ├── EngineClosed      the engine was closed before the request was done
@@ -28,6 +29,10 @@ class UnknownExpert(One4AllError, LookupError):
 
 class UnfitExpert(One4AllError, ValueError):
     """An expert folder that must not be used: something in it is broken or of another base."""
+
+
+class WorseExpert(UnfitExpert):
+    """A version that measures worse on held-out rows than what it would replace."""
 
 
 class Abstained(One4AllError, LookupError):

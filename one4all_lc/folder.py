@@ -3,7 +3,6 @@
 Nothing here imports torch: a folder is checked from its bytes before any of it reaches a model.
 """
 
-import dataclasses
 import hashlib
 import json
 import re
@@ -16,10 +15,13 @@ from one4all_lc.card import BaseFacts, ExpertCard, parse_json, read_json
 from one4all_lc.errors import UnfitExpert
 from one4all_lc.head import CHAT, HEAD_FILE, Shapes, outputs_of, read_head
 from one4all_lc.tensors import LARGEST, check_numbers, refuse, tensors_in
+from one4all_lc.writing import replace_text
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 EXEMPLARS_FILE = "exemplars.jsonl"
+OOS = "oos"
+"""The label of exemplars that are nobody's question."""
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _LOOKUP = r"(.*\.)?({})$"  # how PEFT matches a pattern's key with a module path
@@ -53,10 +55,12 @@ class Exemplar:
     Attributes:
         text: The question.
         language: ISO 639-1 code.
+        label: Empty, or `oos` for a question that is nobody's: it shows where the domain ends.
     """
 
     text: str
     language: str = "en"
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,16 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
     path = folder / EXEMPLARS_FILE
     if not path.exists() and not path.is_symlink():
         return ()
+    return read_exemplars_file(path)
+
+
+def read_exemplars_file(path: Path) -> tuple[Exemplar, ...]:
+    """Read a file of exemplars, of an expert or for one.
+
+    Raises:
+        UnfitExpert: A line is not `{"text": ..., "language": ...}`.
+        OSError: The file cannot be read.
+    """
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     exemplars = []
     for number, line in enumerate(text.split("\n"), 1):  # splitlines would cut JSON strings
@@ -188,22 +202,28 @@ def read_exemplars(folder: Path) -> tuple[Exemplar, ...]:
             exemplar = Exemplar(**parse_json(line))
         except (ValueError, TypeError):
             exemplar = Exemplar("")
-        values = dataclasses.astuple(exemplar)
-        if not all(isinstance(value, str) and value.strip() for value in values):
-            what = f"line {number} of {EXEMPLARS_FILE} is {line[:60]!r}"
-            refuse(folder, what, 'write {"text": "a question", "language": "en"}')
+        values = (exemplar.text, exemplar.language)
+        known = exemplar.label in ("", OOS)
+        if not known or not all(isinstance(value, str) and value.strip() for value in values):
+            what = f"line {number} of {path.name} is {line[:60]!r}"
+            refuse(path.parent, what, 'write {"text": "a question", "language": "en"}')
         exemplars.append(exemplar)
     return tuple(exemplars)
 
 
 def write_exemplars(folder: Path, exemplars: Iterable[Exemplar]) -> None:
-    """Write `exemplars.jsonl` into `folder`."""
-    lines = [
-        json.dumps({"text": item.text, "language": item.language}, ensure_ascii=False)
+    """Write `exemplars.jsonl` into `folder`: whoever reads meanwhile finds the old ones whole.
+
+    Raises:
+        InvalidInput: It cannot be written; the old one stays.
+    """
+    rows = [
+        {"text": item.text, "language": item.language} | ({"label": OOS} if item.label else {})
         for item in exemplars
     ]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = "".join(f"{line}\n" for line in lines)
-    (folder / EXEMPLARS_FILE).write_text(text, encoding="utf-8")
+    replace_text(folder / EXEMPLARS_FILE, text)
 
 
 def _check_base(folder: Path, card: ExpertCard, base: BaseFacts) -> None:

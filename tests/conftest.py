@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from one4all_lc.folder import read_expert
+from tests.bases import write_base
 from tests.experts import write_expert
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +33,12 @@ def base_fp32():
     from one4all_lc.base.loading import SharedBase
 
     return SharedBase.load(quantization="none", dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """A tiny random llama that NF4 quantizes, with the embedded base's tokenizer."""
+    return write_base(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="session")

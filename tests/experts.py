@@ -108,3 +108,29 @@ def _write_weights(
         b = torch.randn(out_features, rank, generator=generator) * strength
         tensors |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b}
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def write_tiny_base(folder: Path) -> Path:
+    """Write a random llama that NF4 quantizes, with the embedded base's tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+    from one4all_lc.base.embedded import resolve
+    from one4all_lc.base.loading import DEFAULT_BASE
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(DEFAULT_BASE))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -53,7 +53,7 @@ def test_route_lists_every_question(run):
     routes = json.loads(out)
     assert code == 0
     assert [route["best"] for route in routes] == ["mobile", "mobile", None]
-    assert {"name", "score", "probability"} == set(routes[0]["experts"][0])
+    assert {"name", "score", "probability"} <= set(routes[0]["experts"][0])
     code, out, err = run("route", *questions, "--adapters", ADAPTERS)
     assert out.splitlines()[2] == "base\tWill it rain tomorrow?"
     assert "nearest exemplar" in err
@@ -179,3 +179,39 @@ def test_a_whole_ask_opens_no_socket_once_the_models_are_unpacked():
     )
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["expert"] == "mobile"
+
+
+def test_train_can_only_look_at_the_data_and_says_which_lines_are_bad(run, tmp_path, small_base):
+    """Lost: a night that ends with line 40,000."""
+    good = [{"question": f"Q{n}?", "answer": f"A{n}."} for n in range(4)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join([*map(json.dumps, good), '{"question": "Q?"}', "{"]))
+    command = ("train", "--check", "--data", path, "--base", small_base)
+    code, out, _ = run(*command, "--json")
+    report = json.loads(out)
+    assert (code, report["fit"], report["rows"]["train"]["rows"]) == (1, False, 4)
+    assert [(item["kind"], item["line"]) for item in report["findings"]] == [
+        ("field", 5),
+        ("json", 6),
+    ]
+    code, out, err = run(*command)
+    assert (code, out) == (1, "")
+    assert f"REFUSED: {path}, line 5 has no text under 'answer'" in err
+    path.write_text("\n".join(map(json.dumps, good)))
+    code, _, err = run(*command)
+    assert code == 0
+    assert "no row has split 'dev'" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["train", "adapters/x"],
+        ["train", "--data", "rows.jsonl"],
+        ["train", "--like", "adapters/sql", "--rank", "4"],
+    ],
+)
+def test_train_without_what_it_needs_is_a_usage_error(run, arguments):
+    code, out, _ = run(*arguments)
+    assert (code, out) == (2, "")

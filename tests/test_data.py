@@ -99,7 +99,7 @@ def test_a_long_bad_line_is_cut_in_the_message(tmp_path: Path):
     [
         ([], "rows.jsonl is empty"),
         (["", "  "], "rows.jsonl is empty"),
-        ([b'{"question": "caf\xe9"}'], "rows.jsonl cannot be read as UTF-8"),
+        ([b'{"question": "caf\xe9"}'], "rows.jsonl, line 1 cannot be read as UTF-8"),
     ],
 )
 def test_a_file_that_teaches_nothing(tmp_path: Path, lines: list[str | bytes], words: str):
@@ -109,7 +109,7 @@ def test_a_file_that_teaches_nothing(tmp_path: Path, lines: list[str | bytes], w
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("gone.jsonl", "is not there"), ("", "cannot be read")]
+    ("name", "words"), [("gone.jsonl", "is not there"), ("", "is a folder without data")]
 )
 def test_no_file(tmp_path: Path, name: str, words: str):
     """Lost: a sentence instead of a traceback for a mistyped path."""

@@ -3,7 +3,6 @@
 import json
 import math
 import re
-import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +26,6 @@ from one4all_lc.folder import (
     sha256_of,
     write_exemplars,
 )
-from one4all_lc.publishing import publish, restore
 
 Q, UP = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 FINGERPRINT = BaseFingerprint("LlamaForCausalLM", "shapes", "tokenizer", "template")
@@ -658,78 +656,6 @@ def test_identity_does_not_know_the_name(tmp_path: Path):
     """Lost: memory, to one adapter that is loaded once for each of its names."""
     expert, copy = (read_expert(build(tmp_path, name), BASE) for name in ("law", "lore"))
     assert expert.identity == copy.identity
-
-
-class TestPublish:
-    """Lost, throughout: the expert that was in use, to a training that went wrong."""
-
-    @pytest.fixture
-    def made(self, tmp_path: Path) -> Path:
-        return build(tmp_path / ".training", title="New")
-
-    def test_new(self, made: Path, tmp_path: Path):
-        new = snapshot(made)
-        publish(made, tmp_path / "law")
-        assert snapshot(tmp_path / "law") == new
-        assert not made.exists()
-
-    def test_replaces(self, made: Path, folder: Path):
-        new = snapshot(made)
-        (folder / "only-in-the-old").touch()
-        publish(made, folder)
-        assert snapshot(folder) == new
-        assert list(made.parent.iterdir()) == []
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            pytest.param(config(use_dora=True), id="DoRA"),
-            pytest.param(with_value(math.nan, "f4"), id="NaN"),
-            pytest.param(card(weights_sha256="0" * 64), id="hash"),
-            pytest.param(lambda made: shutil.rmtree(made), id="gone"),
-        ],
-    )
-    def test_refused_leaves_the_old(self, made: Path, folder: Path, change: Change):
-        old = snapshot(folder)
-        change(made)
-        with pytest.raises(UnfitExpert):
-            publish(made, folder)
-        assert snapshot(folder) == old
-
-    def test_another_name_is_refused(self, made: Path, tmp_path: Path):
-        target = build(tmp_path, "lore")
-        old = snapshot(target)
-        with pytest.raises(UnfitExpert, match="publish it as 'law', not as 'lore'"):
-            publish(made, target)
-        assert snapshot(target) == old
-        assert made.exists()
-
-    @pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()])
-    def test_cut_off_between_its_steps(self, made: Path, folder: Path, monkeypatch, failure):
-        old, rename = snapshot(folder), Path.rename
-
-        def failing(path: Path, target: Path) -> Path:
-            if path == made:
-                raise failure
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", failing)
-        with pytest.raises(type(failure)):
-            publish(made, folder)
-        assert snapshot(folder) == old
-
-    def test_goes_on_after_one_that_was_killed(self, made: Path, folder: Path):
-        build(made.parent, "left").rename(made.with_name(".law.old"))
-        new = snapshot(made)
-        publish(made, folder)
-        assert snapshot(folder) == new
-        assert list(made.parent.iterdir()) == []
-
-    def test_a_power_cut_between_its_steps_is_mended(self, made: Path, folder: Path):
-        old = snapshot(folder)
-        folder.rename(made.with_name(".law.old"))
-        restore(made, folder)
-        assert snapshot(folder) == old
 
 
 def test_bf16_by_hand_is_bf16():

@@ -224,11 +224,12 @@ def test_exemplars_are_embedded_once(two, client):
 def test_changed_exemplars_are_noticed_and_only_they_are_embedded(two, client):
     """Lost otherwise: an expert's new domain, or seconds at every change."""
     embeddings = fake()
+    two.notice_after = 3600
     router = SemanticRouter(library=two, embeddings=embeddings, client=client)
     before = router.invoke("Is rhubarb a fruit?")
     embeddings.texts.clear()
     write_exemplars(two["fruit"].folder, [Exemplar(FRUIT[0]), Exemplar("Is rhubarb a fruit?")])
-    assert router.invoke("Is rhubarb a fruit?").nearest == before.nearest  # not replaced yet
+    assert router.invoke("Is rhubarb a fruit?").nearest == before.nearest  # not looked at yet
     two.replace(two["fruit"].folder)
     embeddings.texts.clear()
     after = router.invoke("Is rhubarb a fruit?")

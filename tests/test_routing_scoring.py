@@ -53,7 +53,7 @@ def test_number_of_exemplars_does_not_decide():
     vectors, labels = blobs({"few": 5, "many": 300}, spread=0.9)
     scorer = Scorer.fit(vectors, labels)
     scores, held_out = scorer.leave_one_out()
-    right = scores.density.argmax(1) == scorer.owners[held_out]
+    right = scores.class_score.argmax(1) == scorer.owners[held_out]
     assert right[:5].all()
     assert right[5:].mean() > 0.95
 
@@ -74,10 +74,10 @@ def test_language_direction_is_removed():
     spoken = ["fa"] * 10 + ["en"] * 30
     scorer = Scorer.fit(shifted, labels, spoken)
     assert scorer.language.shape == (1, 32)
-    assert (scorer.score(vectors[20:] + language).density.argmax(1) == 1).all()
+    assert (scorer.score(vectors[20:] + language).class_score.argmax(1) == 1).all()
     one_language = Scorer.fit(shifted, labels)
     assert one_language.language.shape == (0, 32)
-    assert not (one_language.score(vectors[20:] + language).density.argmax(1) == 1).all()
+    assert not (one_language.score(vectors[20:] + language).class_score.argmax(1) == 1).all()
 
 
 def test_experts_of_one_exemplar_each():
@@ -85,7 +85,7 @@ def test_experts_of_one_exemplar_each():
     vectors, labels = blobs({"a": 1, "b": 1, "c": 1})
     scorer = Scorer.fit(vectors, labels)
     scores = scorer.score(vectors)
-    assert scores.density.argmax(1).tolist() == [0, 1, 2]
+    assert scores.class_score.argmax(1).tolist() == [0, 1, 2]
     foreign = scores.in_scope[~np.eye(3, dtype=bool)]
     assert (scorer.thresholds <= foreign.max()).all()
     assert (scorer.thresholds >= foreign.min()).all()

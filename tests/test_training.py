@@ -7,64 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from one4all_lc.base.embedded import resolve
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.base.loading import SharedBase
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import read_expert
 from one4all_lc.sampling import Sampling
+from one4all_lc.training.batches import IGNORED, collate
 from one4all_lc.training.data import encode, read_rows
 from one4all_lc.training.evaluation import measure
 from one4all_lc.training.qlora import train_expert
-from one4all_lc.training.recipe import About, Recipe
-from one4all_lc.training.trainer import IGNORED, collate, features
-
-ABOUT = About(description="Answers in capitals.", license="CC0", system_prompt="Shout.")
-WORDS = ("apple", "river", "stone", "cloud", "horse", "lemon", "table", "window")
-
-
-@pytest.fixture(scope="module")
-def small_base(tmp_path_factory):
-    """A tiny random llama that NF4 quantizes, with the embedded base's tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
-
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(resolve(DEFAULT_BASE))
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    folder = tmp_path_factory.mktemp("small")
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+from one4all_lc.training.recipe import About
+from tests.shouting import ABOUT, train, write_rows
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Rows written for this test: repeat the word in capitals."""
-    rows = [
-        {"question": f"Say {word} {n}", "answer": f"{word.upper()} {n}!", "split": split}
-        for split, numbers in (("train", range(6)), ("test", range(6, 8)))
-        for word in WORDS
-        for n in numbers
-    ]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return path
-
-
-def train(folder, data, base, steps=12, **options):
-    recipe = Recipe(steps=steps, batch_rows=8, learning_rate=1e-2)
-    return train_expert(folder, [data], about=ABOUT, recipe=recipe, base=base, **options)
+    return write_rows(tmp_path / "rows.jsonl")
 
 
 def test_an_expert_is_trained_measured_and_fit(tmp_path, data, small_base):
@@ -119,7 +78,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(tmp_path, data, small_base, 
     monkeypatch.undo()
     resumed = train(folder, data, small_base, resume=True)
     ours, theirs = load_file(resumed.weights_file), load_file(whole.weights_file)
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-3) for name in theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert resumed.card.version == 2
 
 
@@ -144,13 +103,11 @@ def test_what_else_lies_in_the_folder_stays(tmp_path, data, small_base):
 
 
 def _kill_at(monkeypatch, step):
-    from one4all_lc.training.trainer import ProgressBar
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == step:
+    def stepped(self, done, loss):
+        if done == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ProgressBar, "on_step_begin", on_step_begin, raising=False)
+    monkeypatch.setattr("one4all_lc.training.progress.ProgressBar.stepped", stepped)
 
 
 def test_training_is_repeatable_by_its_seed(tmp_path, data, small_base):
@@ -163,7 +120,7 @@ def test_only_answers_are_learned_and_padding_is_not(small_base):
     tokenizer = SharedBase.load(small_base).tokenizer
     rows = read_rows_of(("Hi?", "Yes."), ("A longer question?", "No, not at all."))
     examples, left_out = encode(rows, tokenizer, "", 512)
-    batch = collate([features(example) for example in examples])
+    batch = collate(examples)
     assert left_out == 0
     for row, example in enumerate(examples):
         labels = batch["labels"][row]

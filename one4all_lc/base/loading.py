@@ -196,6 +196,15 @@ def without_pooler(model: "PreTrainedModel") -> "PreTrainedModel":
     return model
 
 
+def load_tokenizer(base: str = DEFAULT_BASE) -> "PreTrainedTokenizerBase":
+    """Load a base's tokenizer alone.
+
+    Raises:
+        ModelNotFound: No place holds the base.
+    """
+    return _load_tokenizer(resolve(base))
+
+
 def facts_of(
     base: str, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase"
 ) -> BaseFacts:

@@ -69,3 +69,18 @@ class Nf4:
     def memory_bytes(self) -> int:
         """Bytes of weight and scales."""
         return self._weight.nbytes
+
+
+def stay_differentiable(model: nn.Module) -> None:
+    """Prepare a model for training: dropout off, and no layer packed for inference.
+
+    On a CPU, bitsandbytes packs an NF4 layer in eval mode at its first forward whose input needs
+    no gradient. That is the first layer's case in training, and every layer's when a loss is only
+    measured; the packed form passes no gradients on.
+    """
+    import bitsandbytes
+
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.train()

@@ -11,11 +11,34 @@ import sys
 
 import typer
 
-from one4all_lc.cli import asking, bases, folders, training  # each adds its commands
+from one4all_lc.cli import (  # each adds its commands
+    asking,
+    bases,
+    evaluating,
+    folders,
+    preferring,
+    routing,
+    sharing,
+    training,
+    versions,
+)
 from one4all_lc.cli.common import app
 from one4all_lc.errors import One4AllError
 
-__all__ = ["app", "asking", "bases", "folders", "main", "run", "training"]
+__all__ = [
+    "app",
+    "asking",
+    "bases",
+    "evaluating",
+    "folders",
+    "main",
+    "preferring",
+    "routing",
+    "run",
+    "sharing",
+    "training",
+    "versions",
+]
 
 
 def main() -> None:

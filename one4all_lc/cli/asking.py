@@ -12,8 +12,10 @@ from one4all_lc.cli.common import (
     Adapters,
     AsJson,
     Base,
+    Embedder,
     Quantization,
     app,
+    embedder_of,
     folder_of,
     library_of,
     loading,
@@ -81,21 +83,28 @@ def ask(
 @app.command()
 def route(
     questions: Annotated[list[str], typer.Argument(help="What would be asked.")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Scores, thresholds and nearest exemplars.")
+    ] = False,
     adapters: Adapters = None,
+    embedder: Embedder = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which expert each question goes to, and why."""
-    from one4all_lc.routing.embeddings import MODEL
+    from one4all_lc.cli.explaining import print_route
     from one4all_lc.routing.router import SemanticRouter
 
     library = library_of(adapters)
-    with loading(MODEL):
-        routes = SemanticRouter(library=library).batch(list(questions))
+    embeddings = embedder_of(embedder)
+    with loading():
+        routes = SemanticRouter(library=library, embeddings=embeddings).batch(list(questions))
     if as_json:
         print_json([item.as_dict() for item in routes])
         return
     for item in routes:
         typer.echo(f"{item.best or 'base'}\t{isolated(item.question)}")
+        if explain:
+            print_route(item)
         note(f"  {item.explain(_quoted)}")
 
 

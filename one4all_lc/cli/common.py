@@ -12,6 +12,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from one4all_lc.library import Library
+    from one4all_lc.routing.embeddings import QuestionEmbeddings
 
 app = typer.Typer(
     help="Many domain experts on one small model.", no_args_is_help=True, add_completion=False
@@ -23,6 +24,9 @@ Base = Annotated[
     str | None, typer.Option(help="Id or path of the base; by default SmolLM2-135M-Instruct.")
 ]
 Quantization = Annotated[str, typer.Option(help="auto, nf4, int8 or none.")]
+Embedder = Annotated[
+    str | None, typer.Option(help="Id or path of the embedder; by default multilingual-e5-small.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
@@ -38,6 +42,16 @@ def library_of(adapters: Path | None) -> "Library":
     from one4all_lc.library import Library
 
     return Library(folder_of(adapters))
+
+
+def embedder_of(embedder: str | None) -> "QuestionEmbeddings":
+    """Return the embedder that is meant, its model fetched."""
+    from one4all_lc.base.embedded import resolve
+    from one4all_lc.routing.embeddings import QuestionEmbeddings, default_embeddings
+
+    embeddings = default_embeddings() if embedder is None else QuestionEmbeddings(embedder)
+    resolve(embeddings.model_name)
+    return embeddings
 
 
 @contextlib.contextmanager

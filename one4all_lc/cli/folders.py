@@ -9,15 +9,25 @@ from rich.console import Console
 from rich.table import Table
 
 from one4all_lc.cli.common import Adapters, AsJson, Base, app, library_of, print_json
+from one4all_lc.cli.versions import list_versions
 
 if TYPE_CHECKING:
     from one4all_lc.card import BaseFacts
 
 
 @app.command()
-def experts(adapters: Adapters = None, as_json: AsJson = False) -> None:
+def experts(
+    adapters: Adapters = None,
+    versions: Annotated[
+        bool, typer.Option("--versions", help="Each with the versions that are kept.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the experts in use."""
     library = library_of(adapters)
+    if versions:
+        list_versions(library, as_json=as_json)
+        return
     if as_json:
         print_json([{**expert.card.as_dict(), "identity": expert.identity} for expert in library])
         return

@@ -2,6 +2,7 @@
 
 import threading
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from langchain_core.embeddings import Embeddings
@@ -61,7 +62,7 @@ class QuestionEmbeddings(Embeddings):
         """Embed texts that questions are to find, such as documents, as vectors of length 1."""
         with self._turn, passing_threads():
             model = self.load()
-            settings = {**model.encode_kwargs, "prompt": PASSAGE_PROMPT}
+            settings = {**model.encode_kwargs, "prompt": _prompt(self.model_name, PASSAGE_PROMPT)}
             # A shallow copy: it shares the weights.
             return model.model_copy(update={"encode_kwargs": settings}).embed_documents(texts)
 
@@ -95,6 +96,11 @@ def default_embeddings() -> QuestionEmbeddings:
     return QuestionEmbeddings()
 
 
+def _prompt(model_name: str, prompt: str) -> str:
+    """Return the prompt for models of the E5 family; others were not trained with it."""
+    return prompt if "e5" in Path(model_name).name.lower() else ""
+
+
 def _load(model_name: str) -> "HuggingFaceEmbeddings":
     import torch
     from langchain_huggingface import HuggingFaceEmbeddings
@@ -102,7 +108,7 @@ def _load(model_name: str) -> "HuggingFaceEmbeddings":
     from one4all_lc.base.embedded import resolve
     from one4all_lc.base.quiet import quiet
 
-    folder = resolve(model_name)
+    folder, prompt = resolve(model_name), _prompt(model_name, PROMPT)
     with quiet():
         return HuggingFaceEmbeddings(
             model_name=folder,
@@ -112,6 +118,6 @@ def _load(model_name: str) -> "HuggingFaceEmbeddings":
                 # The checkpoint holds half precision, in which a CPU is many times slower.
                 "model_kwargs": {"dtype": torch.float32},
             },
-            encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
-            query_encode_kwargs={"normalize_embeddings": True, "prompt": PROMPT},
+            encode_kwargs={"normalize_embeddings": True, "prompt": prompt},
+            query_encode_kwargs={"normalize_embeddings": True, "prompt": prompt},
         )

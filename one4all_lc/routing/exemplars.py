@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from langchain_core.embeddings import Embeddings
 from numpy.typing import NDArray
 
 from one4all_lc.errors import InvalidInput
-from one4all_lc.folder import Exemplar, Expert
+from one4all_lc.folder import OOS, Exemplar, Expert
 from one4all_lc.routing.background import QUESTIONS
 
 PROBE = "Which question belongs to whom?"
+_log = logging.getLogger(__name__)
 CHUNK = 1000  # items per call: SQLite has a limit of variables
 
 
@@ -29,12 +31,14 @@ class ExemplarSet:
         experts: The n names of their experts.
         vectors: (n, d) embeddings as the embedder gave them.
         background: (m, d) embeddings of the everyday questions in `background.py`.
+        negatives: (k, d) embeddings of questions that are nobody's.
     """
 
     exemplars: tuple[Exemplar, ...]
     experts: tuple[str, ...]
     vectors: NDArray[np.float32]
     background: NDArray[np.float32]
+    negatives: NDArray[np.float32]
 
 
 class ExemplarStore:
@@ -61,6 +65,7 @@ class ExemplarStore:
         self._known: dict[str, NDArray[np.float32]] = {}
         self._fingerprint = ""
         self._syncing = threading.Lock()
+        self._reader: Any = None
 
     @property
     def fingerprint(self) -> str:
@@ -68,19 +73,25 @@ class ExemplarStore:
         self._fingerprint = self._fingerprint or fingerprint_of(self.embeddings)
         return self._fingerprint
 
-    def sync(self, experts: Iterable[Expert]) -> ExemplarSet:
+    def sync(self, experts: Iterable[Expert], negatives: Iterable[Exemplar] = ()) -> ExemplarSet:
         """Return the experts' exemplars with embeddings; embed and store those that are new.
 
         An expert without exemplars stands there with its card's description as the only one.
+
+        Args:
+            experts: The experts.
+            negatives: Questions that are nobody's, beside those that experts have labelled `oos`.
 
         Raises:
             InvalidInput: The folder cannot be written, the collection is not one of cosines, or
                 the embedder gave something else than finite vectors of one length.
         """
+        experts = tuple(experts)
         own = [(expert.name, item) for expert in experts for item in exemplars_of(expert)]
+        others = [("", item) for item in (*negatives, *negatives_of(experts))]
         everyday = [("", Exemplar(text)) for text in QUESTIONS] if own else []
         with self._syncing:
-            wanted = {_digest(item.text): (name, item) for name, item in own + everyday}
+            wanted = {digest(item.text): (name, item) for name, item in own + everyday + others}
             missing = {key: wanted[key] for key in wanted if key not in self._known}
             if missing:
                 self._fill(missing)
@@ -89,15 +100,66 @@ class ExemplarStore:
             tuple(name for name, _ in own),
             self._vectors(own),
             self._vectors(everyday),
+            self._vectors(others),
         )
 
+    def near(self, vectors: NDArray[np.float32], count: int) -> list[list[str]]:
+        """Return for each vector (q, d) the ids of about the `count` nearest items, by the index.
+
+        An index that cannot be asked names none.
+        """
+        with self._syncing:
+            if self._client is not None:
+                return _near(_collection(self._client, self.fingerprint), vectors, count)
+            if self._reader is None:
+                self._reader = self._open_reader()
+            return _near(_collection(self._reader, self.fingerprint), vectors, count)
+
+    def _open_reader(self) -> Any:
+        """Open a client that stays open: its index is loaded once, and again after a change.
+
+        It may miss what other processes have written since, until this one takes that over. Its
+        path is written otherwise than the writer's, or Chroma would give both one index.
+        """
+        import chromadb
+        from filelock import FileLock
+
+        folder = self._folder or _default_folder()
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            settings = chromadb.Settings(anonymized_telemetry=False)
+            return chromadb.PersistentClient(f"{folder}/.", settings=settings)
+
+    def _changed(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def forget(self, texts: Iterable[str]) -> None:
+        """Delete texts and their embeddings from the collection.
+
+        Another library that has such a text embeds it again when it starts.
+
+        Raises:
+            InvalidInput: The folder cannot be written.
+        """
+        gone = sorted({digest(text) for text in texts if text not in QUESTIONS})
+        if not gone:
+            return
+        with self._syncing, self._opened(self.fingerprint) as collection:
+            for keys in _chunks(gone):
+                collection.delete(ids=keys)
+            for key in gone:
+                self._known.pop(key, None)
+            self._changed()
+
     def _vectors(self, items: list[tuple[str, Exemplar]]) -> NDArray[np.float32]:
-        rows = [self._known[_digest(item.text)] for _, item in items]
+        rows = [self._known[digest(item.text)] for _, item in items]
         return np.stack(rows) if rows else np.zeros((0, 0), np.float32)
 
     def _fill(self, missing: dict[str, tuple[str, Exemplar]]) -> None:
         """Take the missing items' vectors from the collection, those it lacks from the embedder."""
         identity = self.fingerprint
+        self._changed()
         with self._opened(identity) as collection:
             for keys in _chunks(list(missing)):
                 items = collection.get(ids=keys, include=["embeddings"])
@@ -141,7 +203,12 @@ class ExemplarStore:
             with FileLock(folder.with_name(folder.name + ".lock")):
                 settings = chromadb.Settings(anonymized_telemetry=False)
                 client = chromadb.PersistentClient(str(folder), settings=settings)
-                yield _collection(client, identity)
+                try:
+                    yield _collection(client, identity)
+                finally:
+                    # A client kept open has an index in memory that does not learn of other
+                    # processes' writes: it fails at the first item that one of them wrote.
+                    client.close()
         except (OSError, ChromaError) as error:
             msg = (
                 f"{folder} cannot keep the exemplars ({error}): make it writable or set "
@@ -222,14 +289,35 @@ def _collection(client: Any, identity: str) -> Any:
     return collection
 
 
+def _near(collection: Any, vectors: NDArray[np.float32], count: int) -> list[list[str]]:
+    from chromadb.errors import ChromaError
+
+    try:
+        found = collection.query(query_embeddings=vectors, n_results=count, include=[])
+    except ChromaError as error:
+        _log.warning("The index of exemplars cannot be asked, all are compared: %s", error)
+        return [[] for _ in vectors]
+    return [list(ids) for ids in found["ids"]]
+
+
 def exemplars_of(expert: Expert) -> tuple[Exemplar, ...]:
     """Return the expert's exemplars, each once; without any, its description as the only one."""
     described = Exemplar(expert.card.description, next(iter(expert.card.languages), "en"))
-    unique = {item.text: item for item in expert.exemplars or (described,)}
+    own = tuple(item for item in expert.exemplars if item.label != OOS)
+    unique = {item.text: item for item in own or (described,)}
     return tuple(unique.values())
 
 
-def _digest(text: str) -> str:
+def negatives_of(experts: Iterable[Expert]) -> tuple[Exemplar, ...]:
+    """Return the experts' exemplars that are nobody's question, each once."""
+    unique = {
+        item.text: item for expert in experts for item in expert.exemplars if item.label == OOS
+    }
+    return tuple(unique.values())
+
+
+def digest(text: str) -> str:
+    """Return an item's id: the hash of its text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Reason = Literal["matched", "below_threshold", "empty", "removed"]
+Reason = Literal["matched", "below_threshold", "ambiguous", "empty", "removed"]
+History = Literal["message", "last_turn", "previous_expert"]
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,20 @@ class Candidate:
 
     Attributes:
         name: The expert.
-        score: Density of the expert's exemplars around the question, a cosine.
-        probability: That the question is this expert's, given that it is some expert's.
+        score: The class score: its log-odds against the other experts.
+        probability: That the question is this expert's, given that it is some expert's; all
+            experts' sum to 1.
+        in_scope: How well the question fits this expert's domain; higher is better.
+        in_scope_probability: That it is within this expert's domain, whatever the others say.
+        threshold: What `in_scope` must reach for this expert to take a question.
     """
 
     name: str
     score: float
     probability: float
+    in_scope: float = 0.0
+    in_scope_probability: float = 1.0
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,15 +47,31 @@ class NearExemplar:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One sentence of a compound question.
+
+    Attributes:
+        text: The sentence.
+        expert: The expert that should answer it; None if nobody takes it.
+        probability: The expert's.
+    """
+
+    text: str
+    expert: str | None
+    probability: float
+
+
+@dataclass(frozen=True)
 class Route:
     """The router's decision for one question.
 
     Attributes:
-        question: The question as it was routed.
+        question: The question as it was asked.
         experts: Every expert, best first.
         abstained: Whether no expert should answer.
-        reason: `matched`, `below_threshold`, `empty` for a library without experts, or `removed`
-            for an expert that was taken out of use before it could answer.
+        reason: `matched`, `below_threshold`, `ambiguous` where the margin is less than the router
+            was told to accept, `empty` for a library without experts, or `removed` for an expert
+            that was taken out of use before it could answer.
         in_scope: How well the question fits the best expert's domain; None without experts, as
             `threshold` is.
         threshold: What `in_scope` must reach.
@@ -55,6 +79,13 @@ class Route:
         nearest: The nearest exemplars of all experts, nearest first.
         fingerprint: Of embedder, experts, exemplars and settings: scores with different
             fingerprints must not be compared.
+        in_scope_probability: That the question is within the best expert's domain.
+        chosen: The experts that should answer, best first: one unless the router was told to
+            choose several; none if it abstained.
+        history: What decided: `message`, the question alone; `last_turn`, the question with the
+            whole turn before it; `previous_expert`, whoever had answered that turn.
+        routed: The text that decided; the question itself if `history` is `message`.
+        parts: The sentences of a compound question, if the router was told to split.
     """
 
     question: str
@@ -66,6 +97,11 @@ class Route:
     margin: float
     nearest: tuple[NearExemplar, ...]
     fingerprint: str
+    in_scope_probability: float | None = None
+    chosen: tuple[str, ...] = ()
+    history: History = "message"
+    routed: str = ""
+    parts: tuple[Part, ...] = ()
 
     @property
     def best(self) -> str | None:

@@ -13,6 +13,7 @@ from langchain_core.runnables.config import run_in_executor
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert
 from one4all_lc.library import Library
+from one4all_lc.routing.candidates import Candidates
 from one4all_lc.routing.embeddings import default_embeddings
 from one4all_lc.routing.exemplars import (
     ExemplarSet,
@@ -22,6 +23,7 @@ from one4all_lc.routing.exemplars import (
     exemplars_of,
     named,
 )
+from one4all_lc.routing.live import LiveExemplars
 from one4all_lc.routing.question import RouterInput, question_of
 from one4all_lc.routing.route import Candidate, NearExemplar, Route
 from one4all_lc.routing.scoring import Array, Scorer, Scores
@@ -41,6 +43,14 @@ class _State:
     exemplars: ExemplarSet
     scorer: Scorer | None
     fingerprint: str
+    candidates: Candidates | None = None
+
+    def score(self, vectors: Array) -> Scores | None:
+        """Score questions (q, d) by what is near them, or by everything where that is little."""
+        if self.scorer is None:
+            return None
+        near = self.candidates.of_questions(vectors) if self.candidates else None
+        return self.scorer.score(vectors, near)
 
     def of(self, experts: tuple[Expert, ...]) -> bool:
         """Tell whether these are the experts: a library puts a new object for every change."""
@@ -49,7 +59,7 @@ class _State:
         )
 
 
-class SemanticRouter(Runnable[RouterInput, Route]):
+class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
     """Route a question to the expert whose exemplars it is near, or to none.
 
     Takes a string, messages (the last human one is routed), a prompt value, or a mapping with
@@ -182,10 +192,16 @@ class SemanticRouter(Runnable[RouterInput, Route]):
 
         It is a route's own fingerprint, known without embedding anything: a key for caches.
         """
-        return self._fingerprint_of(tuple(self.library))
+        return self._fingerprint_of(self._experts())
+
+    @property
+    def exemplars(self) -> ExemplarSet:
+        """The exemplars that questions are compared with, and their embeddings."""
+        return self._current().exemplars
 
     def refresh(self) -> None:
-        """Bring the router up to the library now instead of at the next question."""
+        """Bring the router up to the library and its files now, not at the next question."""
+        self.library.notice(at_once=True)
         self._current()
 
     async def arefresh(self) -> None:
@@ -218,9 +234,13 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             vectors = checked_vectors(self.embeddings, rows, len(texts))
         return _routes(questions, state, vectors)
 
+    def _experts(self) -> tuple[Expert, ...]:
+        self.library.notice()
+        return tuple(self.library)
+
     def _current(self) -> _State:
         """Return the state for the library as it is now."""
-        experts = tuple(self.library)
+        experts = self._experts()
         state = self._state
         if state is not None and state.of(experts):
             return state
@@ -240,7 +260,8 @@ class SemanticRouter(Runnable[RouterInput, Route]):
             exemplars.background,
             self.target_retention,
         )
-        return _State(experts, exemplars, scorer, self._fingerprint_of(experts))
+        candidates = Candidates.of(self._store, exemplars)
+        return _State(experts, exemplars, scorer, self._fingerprint_of(experts), candidates)
 
     def _fingerprint_of(self, experts: tuple[Expert, ...]) -> str:
         facts = [*named(self.embeddings), repr(self.target_retention)]
@@ -277,7 +298,7 @@ def _routes(
     routes: list[Exception | Route] = list(cast("list[Exception | Route]", questions))
     asked = [index for index, item in enumerate(questions) if isinstance(item, str)]
     scorer = state.scorer if state else None
-    scores = scorer.score(vectors) if scorer and vectors is not None else None
+    scores = state.score(vectors) if state and vectors is not None else None
     for row, index in enumerate(asked):
         question = cast("str", questions[index])
         if state is None or scorer is None or scores is None:
@@ -290,7 +311,7 @@ def _routes(
 
 
 def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: int) -> Route:
-    order = np.argsort(-scores.density[row], kind="stable")
+    order = np.argsort(-scores.class_score[row], kind="stable")
     probability = scores.probability[row]
     best = order[0]
     in_scope, threshold = scores.in_scope[row, best], scorer.thresholds[best]
@@ -299,7 +320,14 @@ def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: in
     return Route(
         question=question,
         experts=tuple(
-            Candidate(scorer.names[i], float(scores.density[row, i]), float(probability[i]))
+            Candidate(
+                scorer.names[i],
+                float(scores.class_score[row, i]),
+                float(probability[i]),
+                float(scores.in_scope[row, i]),
+                float(scores.in_scope_probability[row, i]),
+                float(scorer.thresholds[i]),
+            )
             for i in order
         ),
         abstained=not matched,
@@ -316,4 +344,7 @@ def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: in
             for i in nearest
         ),
         fingerprint=state.fingerprint,
+        in_scope_probability=float(scores.in_scope_probability[row, best]),
+        chosen=(scorer.names[best],) if matched else (),
+        routed=question,
     )

@@ -24,6 +24,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from one4all_lc.routing.candidates import FLOOR, products
+
 Array = NDArray[np.float32]
 
 BANDWIDTH = 0.07
@@ -39,15 +41,17 @@ class Scores:
     """What `Scorer.score` finds for a batch of q questions, c experts and n exemplars.
 
     Attributes:
-        density: (q, c), the class score.
-        probability: (q, c), calibrated softmax of the density; rows sum to 1.
+        class_score: (q, c), whose question it is.
+        probability: (q, c), calibrated softmax of the class score; rows sum to 1.
         in_scope: (q, c), compared with the experts' thresholds.
+        in_scope_probability: (q, c), that the question is within that expert's domain.
         similarity: (q, n), cosine to every exemplar, language removed.
     """
 
-    density: Array
+    class_score: Array
     probability: Array
     in_scope: Array
+    in_scope_probability: Array
     similarity: Array
 
 
@@ -83,6 +87,7 @@ class Scorer:
         languages: Sequence[str] | None = None,
         background: Array | None = None,
         target_retention: float = 0.95,
+        negatives: Array | None = None,
     ) -> Self:
         """Fit centres, temperature and thresholds.
 
@@ -99,6 +104,7 @@ class Scorer:
                 for a single expert, whose mean is its own subject, nothing away.
             target_retention: The share of its own exemplars that an expert should take when each
                 is held out; the rest sets the threshold.
+            negatives: (k, d) embeddings of questions that are nobody's.
 
         Returns:
             The scorer, its experts in the order of their first exemplars.
@@ -121,12 +127,17 @@ class Scorer:
         mine = owners[held_out]
         thresholds = _thresholds(scores.in_scope, mine, target_retention)
         return replace(
-            draft, temperature=_fit_temperature(scores.density, mine), thresholds=thresholds
+            draft, temperature=_fit_temperature(scores.class_score, mine), thresholds=thresholds
         )
 
-    def score(self, queries: Array) -> Scores:
-        """Score a batch of question embeddings, (q, d)."""
-        return self._score(_unit(_without(queries, self.language)))
+    def score(self, queries: Array, rows: Sequence[NDArray[np.intp]] | None = None) -> Scores:
+        """Score a batch of question embeddings, (q, d).
+
+        Args:
+            queries: The embeddings.
+            rows: For each question the exemplars to compare with; None compares with all.
+        """
+        return self._score(_unit(_without(queries, self.language)), rows=rows)
 
     def leave_one_out(self) -> tuple[Scores, NDArray[np.intp]]:
         """Score each exemplar as if it were not there.
@@ -138,16 +149,30 @@ class Scorer:
         held_out = np.flatnonzero(counts[self.owners] > 1)
         return self._score(self.vectors[held_out], held_out), held_out
 
-    def _score(self, free: Array, held_out: NDArray[np.intp] | None = None) -> Scores:
-        similarity = free @ self.vectors.T  # (q, n)
-        density = self._density(free, self.centre, held_out)
-        in_scope = self._density(free, self.origin, held_out)
+    def _score(
+        self,
+        free: Array,
+        held_out: NDArray[np.intp] | None = None,
+        rows: Sequence[NDArray[np.intp]] | None = None,
+    ) -> Scores:
+        similarity = products(free, self.vectors, rows)  # (q, n)
+        far = None if rows is None else similarity == FLOOR
+        density = self._density(free, self.centre, held_out, far)
+        in_scope = self._density(free, self.origin, held_out, far)
         probability = np.exp(_log_softmax(density / self.temperature)).astype(np.float32)
-        return Scores(density, probability, in_scope, similarity)
+        return Scores(density, probability, in_scope, probability, similarity)
 
-    def _density(self, free: Array, middle: Array, held_out: NDArray[np.intp] | None) -> Array:
+    def _density(
+        self,
+        free: Array,
+        middle: Array,
+        held_out: NDArray[np.intp] | None,
+        far: NDArray[np.bool_] | None = None,
+    ) -> Array:
         """Score questions (q, d) by every expert, (q, c), with cosines around `middle`."""
         cosines = _unit(free - middle) @ _unit(self.vectors - middle).T
+        if far is not None:
+            cosines[far] = FLOOR
         if held_out is not None:
             cosines[np.arange(len(held_out)), held_out] = -np.inf
         groups = [self.owners == index for index in range(len(self.names))]

@@ -1,18 +1,27 @@
-"""Rows of JSONL to examples to learn from."""
+"""Rows of data to examples to learn from."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from one4all_lc.card import parse_json
 from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.messages import Turn, render
+from one4all_lc.training.sources import (
+    SPLITS,
+    WRITE,
+    Place,
+    Read,
+    Record,
+    Unreadable,
+    all_sources,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SPLITS = ("train", "dev", "test")
+NOWHERE = Place("")
 
 
 @dataclass(frozen=True)
@@ -23,11 +32,17 @@ class Row:
         question: What the user says, with the row's context or columns in it.
         answer: What the expert should say.
         split: `train`, `dev` or `test`.
+        place: Where it was read; two rows are equal wherever they stand.
+        id: What the data calls it, if it does.
+        marked: Whether a byte order mark stood before it.
     """
 
     question: str
     answer: str
     split: str = "train"
+    place: Place = field(default=NOWHERE, compare=False)
+    id: str | None = field(default=None, compare=False)
+    marked: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,27 @@ class Example:
         return len(self.prompt) + len(self.answer)
 
 
+@dataclass(frozen=True)
+class Fields:
+    """What the data calls its fields: keys of JSON, or a CSV's columns.
+
+    Attributes:
+        question: What is asked.
+        answer: What the expert should say.
+        context: A text that the answer should come from.
+        columns: Names of a table's columns; in CSV separated by commas.
+        split: `train`, `dev` or `test`.
+        id: A name of the row.
+    """
+
+    question: str = "question"
+    answer: str = "answer"
+    context: str = "context"
+    columns: str = "columns"
+    split: str = "split"
+    id: str = "id"
+
+
 def ask_about(
     question: str, columns: Sequence[str] | None = None, context: str | None = None
 ) -> str:
@@ -61,14 +97,30 @@ def ask_about(
     return f"{context}\n\n{question}" if context else question
 
 
-def read_rows(paths: Iterable[str | Path]) -> list[Row]:
+def read_rows(paths: Iterable[str | Path], fields: Fields | None = None) -> list[Row]:
     """Read `{"question", "answer", "split"}` rows, with optional `context` or `columns`.
+
+    Args:
+        paths: JSONL, CSV and parquet files, and folders of them or of `datasets.save_to_disk`.
+        fields: What these call their fields.
 
     Raises:
         InvalidInput: A file is missing or empty, or a line is not such a row; the message names
-            the file and the line.
+            the file and the line. `checking.check` finds all such lines at once.
     """
-    return [row for path in paths for row in _rows_of(Path(path))]
+    rows = []
+    for read in scan(paths, fields):
+        if isinstance(read, Unreadable):
+            msg = f"{read.place} {read.what}."
+            raise InvalidInput(msg)
+        rows.append(read)
+    return rows
+
+
+def scan(paths: Iterable[str | Path], fields: Fields | None = None) -> Iterator[Row | Unreadable]:
+    """Yield each row, or what is wrong with its line."""
+    for read in all_sources(paths):
+        yield _row(read, fields or Fields())
 
 
 def encode(
@@ -82,66 +134,84 @@ def encode(
     Returns:
         The examples, and how many rows were left out.
     """
-    examples, left_out = [], 0
-    for row in rows:
-        turns: list[Turn] = [{"role": "user", "content": row.question}]
-        if system_prompt:
-            turns.insert(0, {"role": "system", "content": system_prompt})
-        answer = tokenizer.encode(row.answer, add_special_tokens=False)
-        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-        example = Example(tuple(render(tokenizer, turns)), (*answer, *end))
-        if len(example) > max_tokens:
-            left_out += 1
-        else:
-            examples.append(example)
-    return examples, left_out
+    examples = [encoded(row, tokenizer, system_prompt) for row in rows]
+    fitting = [example for example in examples if len(example) <= max_tokens]
+    return fitting, len(examples) - len(fitting)
 
 
-def _rows_of(path: Path) -> Iterator[Row]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        msg = f"{path} is not there: give a JSONL file of questions and answers."
-        raise InvalidInput(msg) from None
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read as UTF-8 text ({error}): give a JSONL file."
-        raise InvalidInput(msg) from error
-    if not any(line.strip() for line in lines):
-        msg = f"{path} is empty: give a JSONL file of questions and answers."
-        raise InvalidInput(msg)
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield _row(f"{path}, line {number}", line)
+def encoded(row: Row, tokenizer: "PreTrainedTokenizerBase", system_prompt: str) -> Example:
+    """Turn a row into token ids, its prompt as the expert will be asked."""
+    turns: list[Turn] = [{"role": "user", "content": row.question}]
+    if system_prompt:
+        turns.insert(0, {"role": "system", "content": system_prompt})
+    answer = answer_tokens(tokenizer, row.answer)
+    return Example(tuple(render(tokenizer, turns)), answer)
 
 
-def _row(where: str, line: str) -> Row:
-    try:
-        values = parse_json(line)
-    except ValueError as error:
-        _refuse(where, f"is not JSON ({error})", line)
-    if not isinstance(values, dict):
-        _refuse(where, "is not an object", line)
-    for field in ("question", "answer"):
-        if not isinstance(values.get(field), str) or not values[field].strip():
-            _refuse(where, f"has no text under {field!r}", line)
-    columns, context = values.get("columns"), values.get("context")
-    if columns is not None and not _strings(columns):
-        _refuse(where, "has 'columns' that are not a list of strings", line)
+def answer_tokens(tokenizer: "PreTrainedTokenizerBase", answer: str) -> tuple[int, ...]:
+    """Return an answer as the expert shall write it, with the token that ends it."""
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return (*tokenizer.encode(answer, add_special_tokens=False), *end)
+
+
+def _row(read: Read, fields: Fields) -> Row | Unreadable:
+    if isinstance(read, Unreadable):
+        return read
+    wrong = next(_wrong(read, fields), None)
+    if wrong is not None:
+        kind, what = wrong
+        shown = repr(str(read.values))[:82]
+        write = WRITE.replace("question", fields.question).replace("answer", fields.answer)
+        return Unreadable(read.place, kind, f"{what}: {shown}. {write}")
+    values = read.values
+    question = ask_about(
+        values[fields.question], _columns(read, fields), values.get(fields.context)
+    )
+    name = values.get(fields.id)
+    return Row(
+        question,
+        values[fields.answer].strip(),
+        values.get(fields.split) or read.split or "train",
+        place=read.place,
+        id=None if name in (None, "") else str(name),
+        marked=read.marked,
+    )
+
+
+def _wrong(read: Record, fields: Fields) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a record's fields: a word for it, and words."""
+    values = read.values
+    for name in (fields.question, fields.answer):
+        value = values.get(name)
+        if name not in values:
+            yield "field", f"has no text under {name!r}; its fields are {list(values)[:12]}"
+        elif not isinstance(value, str):
+            yield "type", f"has no text under {name!r} but {type(value).__name__}"
+        elif not value.strip():
+            yield "empty_field", f"has no text under {name!r}"
+        elif "\0" in value:
+            yield "nul", f"holds a NUL character under {name!r}"
+    if not _strings(_columns(read, fields) or []):
+        yield "type", f"has {fields.columns!r} that are not a list of strings"
+    context = values.get(fields.context)
     if context is not None and not isinstance(context, str):
-        _refuse(where, "has a 'context' that is not text", line)
-    split = values.get("split", "train")
-    if split not in SPLITS:
-        _refuse(where, f"has split {split!r}, which is none of {list(SPLITS)}", line)
-    return Row(ask_about(values["question"], columns, context), values["answer"].strip(), split)
+        yield "type", f"has a {fields.context!r} that is not text"
+    split = values.get(fields.split, "train")
+    if split not in SPLITS and not (read.tabular and split in ("", None)):
+        yield "split", f"has split {split!r}, which is none of {list(SPLITS)}"
+
+
+def _columns(read: Record, fields: Fields) -> Any:
+    columns = read.values.get(fields.columns)
+    if read.tabular and isinstance(columns, str):
+        return [name.strip() for name in columns.split(",") if name.strip()]
+    return columns
 
 
 def _strings(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _refuse(where: str, what: str, line: str) -> NoReturn:
-    msg = (
-        f"{where} {what}: {line[:80]!r}. "
-        'Write {"question": "...", "answer": "...", "split": "train"}.'
-    )
-    raise InvalidInput(msg)
+def normal(text: str) -> str:
+    """Return a text without what makes no difference: case, white space, punctuation around it."""
+    return re.sub(r"\s+", " ", text).strip(" .?!\t\n").casefold()

@@ -3,39 +3,46 @@
 Source: QLoRA, https://arxiv.org/abs/2305.14314
 """
 
-import json
-import shutil
+import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase
+from one4all_lc.base.loading import DEFAULT_BASE, SharedBase, load_tokenizer
 from one4all_lc.base.quiet import quiet
-from one4all_lc.card import ExpertCard, check_name
+from one4all_lc.card import ExpertCard
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import (
-    CONFIG_FILE,
-    EXEMPLARS_FILE,
     WEIGHTS_FILE,
     Exemplar,
     Expert,
-    read_expert,
+    read_exemplars_file,
     sha256_of,
-    write_exemplars,
 )
-from one4all_lc.publishing import publish, restore
-from one4all_lc.training.data import Example, Row, encode, read_rows
-from one4all_lc.training.evaluation import held_out_split, measure, rouge_l
-from one4all_lc.training.recipe import About, Recipe
+from one4all_lc.training.checking import DataReport, check
+from one4all_lc.training.curve import CURVE_FILE, loss_curve
+from one4all_lc.training.data import Fields, Row
+from one4all_lc.training.progress import ProgressBar, Watcher
+from one4all_lc.training.proving import Publication
+from one4all_lc.training.recipe import ALL_LINEAR, About, Recipe
+from one4all_lc.training.work import (
+    CHECKPOINT_FILE,
+    card_facts,
+    carry_over,
+    data_facts,
+    discard,
+    give_exemplars,
+    save_adapter,
+    versions,
+    work_folder,
+)
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-
-EXEMPLARS_DRAWN = 40
-"""How many training questions become exemplars where the folder has none."""
 
 
 def train_expert(
@@ -46,6 +53,11 @@ def train_expert(
     recipe: Recipe | None = None,
     base: str = DEFAULT_BASE,
     resume: bool = False,
+    fields: Fields | None = None,
+    exemplars: str | Path | None = None,
+    facts: Mapping[str, Any] | None = None,
+    look: Callable[[DataReport], None] | None = None,
+    publication: Publication | None = None,
 ) -> Expert:
     """Train an expert from rows of data, measure it against the base, and put it in `folder`.
 
@@ -53,185 +65,211 @@ def train_expert(
 
     Args:
         folder: The expert's folder, new or to be replaced; its name is the expert's.
-        data: JSONL files of `training.data` rows.
+        data: Files and folders of `training.data` rows.
         about: Title, description and the like; needed for a new expert.
-        recipe: How to train.
+        recipe: How to train; what it leaves open is decided by the size of the data.
         base: The base to train on, quantized as NF4.
         resume: Go on from the last checkpoint of a run that was stopped.
+        fields: What the data calls its fields.
+        exemplars: A file of exemplars to give the expert; by default those that it has.
+        facts: What else its card says of the training.
+        look: Is called with what was found in the data, before anything is trained, if it can be.
+        publication: How it is measured, and whether it may replace what is in place.
 
     Raises:
+        WorseExpert: The gate was asked for, and the expert measures worse than what is in place;
+            it stays in the hidden folder.
         InvalidInput: The data or the description cannot be used.
-        UnfitExpert: The folder's name or its present card cannot be used.
+        UnfitExpert: The folder's name, its present card or the exemplars cannot be used.
         ModelNotFound: No place holds the base.
     """
     folder, recipe = Path(folder).resolve(), recipe or Recipe()
-    card = _card_facts(folder, about or About())
-    rows = read_rows(data)
-    rouge_l()  # what the measuring needs is missed now rather than after the training
-    shared = SharedBase.load(base, quantization="nf4", shared=False)
-    examples, left_out = _examples(rows, shared, card["system_prompt"], recipe)
-    run = {"base": base, "recipe": asdict(recipe), "data": [sha256_of(Path(p)) for p in data]}
-    work, made = _work_folder(folder, run, resume=resume)
+    card = card_facts(folder, about or About())
+    given = _exemplars(Path(exemplars)) if exemplars else ()
+    publication = publication or Publication()
+    publication.check(card["metric"])  # what it needs is missed now rather than after the training
+    report = look_at(data, base, recipe, fields, card["system_prompt"])
+    report.raise_refused()
+    if look:
+        look(report)
+    publication.check_rows(report.rows)
+    learned = report.of_split("train")
+    recipe = recipe.for_data([len(example) for example in learned])
+    run = {"base": base, "recipe": recipe.as_dict(), "data": data_facts(data)}
+    run["system_prompt"] = card["system_prompt"]
+    work, made = work_folder(folder, run, resume=resume)
     card["training"] = {
-        "data": [Path(path).name for path in data],
+        "data": run["data"],
         "license": card.pop("license"),
-        "rows": len(examples),
-        "rows_left_out": left_out,
-        "base_quantization": shared.quantization,
-        **asdict(recipe),
-        **_fit(shared, examples, recipe, work, made),
+        "rows": len(learned),
+        "rows_left_out": report.left_out,
+        "dev_rows": len(report.of_split("dev")),
+        "recipe": run["recipe"],
+        "fields": asdict(fields or Fields()),
+        **(facts or {}),
     }
-    card |= {"base": base, "fingerprint": shared.facts.fingerprint}
-    card["weights_sha256"] = sha256_of(made / WEIGHTS_FILE)
-    del shared  # the measuring loads the base as it is served
-    _carry_over(folder, made)
-    _give_exemplars(made, rows, recipe.seed)
-    ExpertCard(**card).write(made)
-    if held_out_split(rows):
-        ExpertCard(**card, metrics=measure(made, rows, base)).write(made)
-    publish(made, folder)
-    shutil.rmtree(work)
-    return read_expert(folder)
+    made_by = _fit(base, report, recipe, work, made)
+    card["training"] |= made_by.facts
+    card |= {"base": base, "fingerprint": made_by.fingerprint}
+    making = Making(folder, work, made, card, report.rows, given, recipe.seed)
+    return finished(making, publication)
 
 
-def _examples(
-    rows: Sequence[Row], shared: SharedBase, system_prompt: str, recipe: Recipe
-) -> tuple[list[Example], int]:
-    """Encode the training rows; return them and how many were too long."""
-    learned = [row for row in rows if row.split == "train"]
-    if not learned:
-        msg = f"None of the {len(rows)} rows has split 'train': there is nothing to learn."
-        raise InvalidInput(msg)
-    examples, left_out = encode(learned, shared.tokenizer, system_prompt, recipe.max_tokens)
-    if not examples:
-        msg = (
-            f"All {left_out} training rows are longer than {recipe.max_tokens} tokens: shorten "
-            "their answers."
-        )
-        raise InvalidInput(msg)
-    return examples, left_out
+def _exemplars(path: Path) -> tuple[Exemplar, ...]:
+    try:
+        return read_exemplars_file(path)
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror}): name a file of exemplars."
+        raise InvalidInput(msg) from error
 
 
-def _work_folder(folder: Path, run: dict[str, Any], *, resume: bool) -> tuple[Path, Path]:
-    """Return the hidden folder of the run and the expert's folder in it, made if need be.
+@dataclass(frozen=True)
+class Making:
+    """An expert that has been trained and is not in its place yet.
 
-    Args:
-        folder: Where the expert will lie.
-        run: What decides the weights: a run goes on only as what it began as.
-        resume: Keep the checkpoints that are there.
+    Attributes:
+        folder: Its place.
+        work: The hidden folder of the run.
+        made: The expert's folder in it; the adapter is there.
+        card: The fields of its card, without metrics and hash.
+        rows: Data; what is held out in it is measured.
+        exemplars: Those that were given for it.
+        seed: Of the exemplars that are drawn if there are none.
     """
-    work = folder.parent / f".{folder.name}.training"
-    began_as = work / "run.json"
-    restore(work / folder.name, folder)
-    if work.exists() and not resume:
-        shutil.rmtree(work)
-    if began_as.exists() and json.loads(began_as.read_text(encoding="utf-8")) != run:
+
+    folder: Path
+    work: Path
+    made: Path
+    card: dict[str, Any]
+    rows: Sequence[Row]
+    exemplars: Sequence[Exemplar]
+    seed: int
+
+
+def finished(making: Making, publication: Publication | None = None) -> Expert:
+    """Write the card, measure the expert against the base, and put it into its place."""
+    folder, made = making.folder, making.made
+    card = making.card | {"weights_sha256": sha256_of(made / WEIGHTS_FILE)}
+    carry_over(folder, made)
+    give_exemplars(made, making.exemplars, making.rows, making.seed)
+    how = publication or Publication()
+    expert = how.publish(ExpertCard(**card), made, folder, making.rows)
+    discard(making.work)
+    return expert
+
+
+def look_at(
+    data: Sequence[str | Path],
+    base: str,
+    recipe: Recipe,
+    fields: Fields | None = None,
+    system_prompt: str = "",
+) -> DataReport:
+    """Look at the data as a training would; refuse nothing yet."""
+    tokenizer, most = load_tokenizer(base), recipe.max_tokens
+    return check(data, tokenizer, fields=fields, system_prompt=system_prompt, max_tokens=most)
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """What a training gives beside the adapter's files."""
+
+    fingerprint: Any
+    facts: dict[str, Any]
+
+
+def _fit(base: str, report: DataReport, recipe: Recipe, work: Path, made: Path) -> _Fitted:
+    """Run the training and save the adapter into `made`."""
+    from one4all_lc.training.memory import forget_peak, peak_bytes
+    from one4all_lc.training.trainer import Training
+
+    shared = training_base(base, recipe.quantization, recipe.max_tokens)
+    forget_peak(shared.device)
+    model = with_adapter(shared, recipe)
+    learned, dev = report.of_split("train"), report.of_split("dev")
+    with quiet(), ProgressBar() as bar, repeatable(shared.device):
+        standing = Training(model, learned, dev, recipe, work / CHECKPOINT_FILE, bar).run()
+        peak = peak_bytes(shared.device)
+        _note_memory(bar, peak, shared.device)
+    save_adapter(model, shared.facts.id, made)
+    drawn = loss_curve(standing, made / CURVE_FILE, f"{made.name} on {base}")
+    facts = {
+        "base_quantization": shared.quantization,
+        "steps": standing.step,
+        "best_step": standing.best_step or standing.step,
+        "final_loss": round(standing.final_loss, 4),
+        "dev_losses": [[step, round(loss, 4)] for step, loss in standing.dev_losses],
+        "tokens": standing.tokens,
+        "padding": round(standing.padding / (standing.padding + standing.tokens), 4),
+        "seconds": round(standing.seconds, 1),
+        "tokens_per_second": round(standing.tokens / standing.seconds, 1),
+        "peak_memory_bytes": peak,
+        "device": str(shared.device),
+        "curve": CURVE_FILE if drawn else None,
+        "versions": versions(),
+    }
+    return _Fitted(shared.facts.fingerprint, facts)
+
+
+def _note_memory(watcher: Watcher, peak: int, device: "torch.device") -> None:
+    watcher.note(f"at most {peak / 2**20:,.0f} MiB on {device}")
+
+
+def training_base(base: str, quantization: str, max_tokens: int) -> SharedBase:
+    """Load a copy of a base that nobody else uses.
+
+    Raises:
+        InvalidInput: It does not read so many tokens.
+    """
+    shared = SharedBase.load(base, quantization=quantization, shared=False)  # type: ignore[arg-type]
+    if max_tokens > shared.context_length:
         msg = (
-            f"The run in {work} began with another base, recipe or data: resume it with those, or "
-            "start anew without --resume."
+            f"{base} reads {shared.context_length:,} tokens, rows may have {max_tokens:,}: give "
+            f"--max-tokens {shared.context_length}."
         )
         raise InvalidInput(msg)
-    made = work / folder.name
-    made.mkdir(parents=True, exist_ok=True)
-    began_as.write_text(json.dumps(run), encoding="utf-8")
-    return work, made
+    return shared
 
 
-def _card_facts(folder: Path, about: About) -> dict[str, Any]:
-    """Join what was given with what the present card says; the version counts up."""
-    check_name(folder.name)
-    old = ExpertCard.read(folder) if (folder / "expert.json").exists() else None
-    present: dict[str, Any] = old.as_dict() if old else {}
+def with_adapter(shared: SharedBase, recipe: Recipe) -> "PeftModel":
+    """Put a new adapter on a base, which computes nothing at first: B is zero.
 
-    def kept(name: str, default: Any) -> Any:
-        given = getattr(about, name)
-        return present.get(name, default) if given is None else given
-
-    description = kept("description", "")
-    if not description.strip():
-        msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
-        raise InvalidInput(msg)
-    return {
-        "name": folder.name,
-        "title": kept("title", folder.name.replace("_", " ").replace("-", " ").capitalize()),
-        "description": description,
-        "languages": kept("languages", ("en",)),
-        "system_prompt": kept("system_prompt", ""),
-        "generation": kept("generation", {}),
-        "license": about.license or present.get("training", {}).get("license", "unknown"),
-        "version": present.get("version", 0) + 1,
-    }
-
-
-def _fit(
-    shared: SharedBase, examples: list[Example], recipe: Recipe, work: Path, made: Path
-) -> dict[str, Any]:
-    """Run the trainer and save the adapter into `made`; return what it took."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    from one4all_lc.training.trainer import ProgressBar, answer_trainer
-
-    steps = recipe.steps or max(1, min(400, 3 * len(examples) // recipe.batch_rows))
-    model = _with_adapter(shared, recipe)
-    checkpoints = work / "checkpoints"
-    with quiet(), ProgressBar() as bar:
-        trainer = answer_trainer(model, examples, recipe, steps, checkpoints, bar)
-        last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        trainer.train(resume_from_checkpoint=last)
-    _save_adapter(model, shared.facts.id, made)
-    return {"steps": steps, "final_loss": round(_mean_of_last(trainer.state.log_history), 4)}
-
-
-def _mean_of_last(history: Sequence[Mapping[str, float]], count: int = 10) -> float:
-    losses = [entry["loss"] for entry in history if "loss" in entry][-count:]
-    return sum(losses) / len(losses)
-
-
-def _with_adapter(shared: SharedBase, recipe: Recipe) -> "PeftModel":
+    Raises:
+        InvalidInput: The recipe's targets are none of the base's layers.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     set_seed(recipe.seed)
+    named = list(recipe.targets)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=recipe.rank,
         lora_alpha=recipe.alpha,
-        target_modules="all-linear",
+        target_modules=ALL_LINEAR if named == [ALL_LINEAR] else named,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT's words with transformers
-        return get_peft_model(shared.model, config)
+        try:
+            return get_peft_model(shared.model, config)
+        except ValueError as error:
+            layers = sorted({name.rpartition(".")[2] for name in shared.facts.linears})
+            msg = f"There are no layers {named} in {shared.facts.id}: target some of {layers}."
+            raise InvalidInput(msg) from error
 
 
-def _save_adapter(model: "PeftModel", base: str, folder: Path) -> None:
-    """Write PEFT's two files in bfloat16: half the size, and far finer than the training noise."""
+@contextmanager
+def repeatable(device: "torch.device") -> Iterator[None]:
+    """Have CUDA choose kernels that give the same bits every time, where it has such."""
     import torch
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
-    state = get_peft_model_state_dict(model)
-    tensors = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = base
-    config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)
-    config.save_pretrained(str(folder))
-    # safetensors writes for the owner alone; an expert is for whoever may read the folder.
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
-
-
-def _carry_over(folder: Path, made: Path) -> None:
-    """Keep what else lies in the expert's folder: its exemplars, a README."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.is_file() and not (made / path.name).exists():
-            shutil.copy2(path, made / path.name)
-
-
-def _give_exemplars(made: Path, rows: Sequence[Row], seed: int) -> None:
-    """Draw exemplars from the training questions where there are none."""
-    if (made / EXEMPLARS_FILE).exists():
+    if device.type != "cuda":
+        yield
         return
-    questions = sorted({row.question for row in rows if row.split == "train"})
-    drawn = Random(seed).sample(questions, min(EXEMPLARS_DRAWN, len(questions)))
-    write_exemplars(made, [Exemplar(text) for text in drawn])
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=before)

@@ -1,206 +1,248 @@
-"""transformers' Trainer, told to learn answers only and to show where it is."""
+"""The training loop: answers are learned, the adapter that did best on dev rows is kept.
 
-import sys
-from collections.abc import Mapping, Sequence
+Each step depends on the one before it and on the seed alone, so that a run which was killed and
+goes on from its checkpoint gives the same weights, to the last bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Self
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
 
+from one4all_lc.base.quantized import stay_differentiable
+from one4all_lc.errors import InvalidInput
+from one4all_lc.training.batches import (
+    Batch,
+    Step,
+    answer_loss,
+    collate,
+    cut,
+    pack,
+    steps_of,
+)
+from one4all_lc.training.checkpoint import Standing, read_checkpoint, write_checkpoint
 from one4all_lc.training.data import Example
+from one4all_lc.training.progress import Watcher
 from one4all_lc.training.recipe import Recipe
 
-IGNORED = -100
-"""The label of a token that is not learned, as torch's cross entropy has it."""
+CHECKPOINT_STEPS = 20
+DEV_ROWS, DEV_TOKENS = 64, 8192
+"""Dev rows that are measured during a training, at most."""
 
-CHECKPOINT_STEPS = 50
-POOL_STEPS = 32
-REPORT_STEPS = 10
+DEV_MEASUREMENTS = 12
+"""How often, over the whole of it."""
 
-
-def answer_trainer(
-    model: torch.nn.Module,
-    examples: Sequence[Example],
-    recipe: Recipe,
-    steps: int,
-    checkpoints: Path,
-    bar: "ProgressBar",
-) -> Trainer:
-    """Return a trainer that learns the answers of `examples` in `steps` optimizer steps."""
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        max_steps=steps,
-        per_device_train_batch_size=recipe.batch_rows,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=max(1, steps // 30),
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        logging_steps=1,
-        save_steps=CHECKPOINT_STEPS,
-        save_total_limit=1,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        disable_tqdm=True,
-        report_to=[],
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    trainer = _AnswerTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=[
-            features(example)
-            for example in in_order(examples, steps, recipe.batch_rows, recipe.seed)
-        ],
-        data_collator=collate,
-        callbacks=[bar],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints to standard output, where JSON goes
-    return trainer
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""What AdamW keeps of each parameter."""
 
 
-def in_order(examples: Sequence[Example], steps: int, batch_rows: int, seed: int) -> list[Example]:
-    """Return the examples of every step, one after another.
-
-    Pass after pass, each shuffled; inside a pool of some steps, rows of like length come together,
-    which saves padding. The whole order is fixed by the seed before the first step, so a run that
-    goes on after an interruption sees what it would have seen.
-    """
-    draw = Random(seed)
-    stream: list[Example] = []
-    while len(stream) < steps * batch_rows:
-        stream += draw.sample(examples, len(examples))
-    ordered: list[Example] = []
-    for start in range(0, steps * batch_rows, POOL_STEPS * batch_rows):
-        end = min(start + POOL_STEPS * batch_rows, steps * batch_rows)
-        pool = sorted(stream[start:end], key=len)
-        batches = [pool[i : i + batch_rows] for i in range(0, len(pool), batch_rows)]
-        draw.shuffle(batches)
-        ordered += [example for batch in batches for example in batch]
-    return ordered
-
-
-def collate(features: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Pad on the left, so that every answer ends at the last column.
-
-    Returns:
-        `input_ids`, `attention_mask`, `position_ids` and `labels`, each of shape (rows, length).
-    """
-    length = max(len(feature["input_ids"]) for feature in features)
-
-    def padded(name: str, filler: int) -> torch.Tensor:
-        rows = [[filler] * (length - len(item[name])) + item[name] for item in features]
-        return torch.tensor(rows)
-
-    mask = torch.tensor(
-        [[0] * (length - n) + [1] * n for n in (len(item["input_ids"]) for item in features)]
-    )
-    return {
-        "input_ids": padded("input_ids", 0),
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-        "labels": padded("labels", IGNORED),
-    }
-
-
-def features(example: Example) -> dict[str, list[int]]:
-    """Return what `collate` takes: `input_ids` and `labels`, only the answer's labels learned."""
-    return {
-        "input_ids": [*example.prompt, *example.answer],
-        "labels": [IGNORED] * len(example.prompt) + list(example.answer),
-    }
-
-
-def answer_loss(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Return the summed cross entropy of the answers' tokens.
-
-    Logits are computed for the columns that hold answers only: the head of a small model is a
-    fifth of its arithmetic.
+class Training:
+    """One adapter, learning.
 
     Args:
-        model: The decoder.
-        inputs: What `collate` returns.
+        model: A PEFT model; its trainable parameters are learned, whatever trained it before.
+        examples: Training rows.
+        dev: Rows to measure on meanwhile; without any, the last step's adapter is the result.
+        recipe: How; nothing in it may be open (`Recipe.for_data`).
+        checkpoint: The file that the training goes on from, if it is there.
+        watcher: Is told of every step.
     """
-    given = dict(inputs)
-    labels = given.pop("labels")
-    first = int((labels != IGNORED).any(0).nonzero()[0])
-    logits = model(**given, logits_to_keep=labels.shape[1] - first + 1).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        labels[:, first:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
 
-
-class _AnswerTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that learns the answers and not the questions."""
-
-    def compute_loss(
+    def __init__(
         self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """Return the mean cross entropy of the answers' tokens."""
-        tokens = num_items_in_batch or (inputs["labels"] != IGNORED).sum()
-        return answer_loss(model, inputs) / tokens
-
-
-class ProgressBar(TrainerCallback):  # type: ignore[misc]
-    """Steps, loss and time left on standard error; a line now and then where no one watches.
-
-    A context: whatever ends the training, the terminal is given back as it was.
-    """
-
-    def __init__(self) -> None:
-        self._console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("training", total=None, loss="?")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show how many steps there are, and how many a resumed run has behind it."""
-        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any
+        model: nn.Module,
+        examples: Sequence[Example],
+        dev: Sequence[Example],
+        recipe: Recipe,
+        checkpoint: Path,
+        watcher: Watcher,
     ) -> None:
-        """Show the step and its loss."""
-        if "loss" not in logs:
-            return
-        loss = f"{logs['loss']:.3f}"
-        self._bar.update(self._task, completed=state.global_step, loss=loss)
-        if not self._console.is_terminal and state.global_step % REPORT_STEPS == 0:
-            self._console.print(
-                f"training: step {state.global_step}/{state.max_steps}, loss {loss}"
+        self._model, self._recipe = model, recipe
+        self._examples, self._dev = examples, dev_batches(dev, recipe)
+        self._checkpoint, self._watcher = checkpoint, watcher
+        named = ((name, item) for name, item in model.named_parameters() if item.requires_grad)
+        self._learned = dict(named)
+        self._best: dict[str, Tensor] = {}
+        self._standing = Standing()
+        self._steps = recipe.steps or 0
+        self._lay: Callable[[Sequence[Example]], Batch] = collate
+        parameters = list(self._learned.values())
+        self._optimizer = torch.optim.AdamW(
+            parameters, lr=recipe.learning_rate or 0.0, weight_decay=0.0, fused=True
+        )
+
+    def run(self) -> Standing:
+        """Learn, from where the checkpoint stands to the end, and leave the best adapter loaded.
+
+        Raises:
+            InvalidInput: The loss is no number any more.
+        """
+        stay_differentiable(self._model)
+        self._resume()
+        if self._recipe.packing and keeps_apart(self._model, self._device):
+            self._lay = pack
+        elif self._recipe.packing:
+            self._watcher.note("rows are not packed: the base does not keep them apart")
+        self._watcher.begin(self._standing.step, self._steps)
+        for step in islice(steps_of(self._examples, self._recipe), self._standing.step, None):
+            if self._done:
+                break
+            self._take(step)
+        if self._stopped:
+            self._watcher.note(
+                f"ended after step {self._standing.step}: the loss on dev rows was lowest after "
+                f"step {self._standing.best_step}"
             )
+        self._restore(self._best)
+        return self._standing
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the dev rows have seen nothing better for too long."""
+        patience = self._recipe.patience
+        return 0 < patience <= self._standing.stale
+
+    @property
+    def _done(self) -> bool:
+        return self._stopped or self._standing.step >= self._steps
+
+    def _take(self, step: Step) -> None:
+        began, standing = time.perf_counter(), self._standing
+        loss = self._learn(step)
+        standing.step += 1
+        standing.losses.append(loss)
+        standing.tokens += step.tokens
+        standing.padding += step.padding if self._lay is collate else 0
+        self._watcher.stepped(standing.step, loss)
+        last = standing.step >= self._steps
+        every = max(1, self._steps // DEV_MEASUREMENTS)
+        if self._dev and (last or standing.step % every == 0):
+            self._compare()
+        standing.seconds += time.perf_counter() - began
+        if standing.step % CHECKPOINT_STEPS == 0 or self._done:
+            self._save()
+
+    def _learn(self, step: Step) -> float:
+        """Do one optimizer step; return its mean loss."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        total = torch.zeros((), device=self._device)
+        for rows in step.micro:
+            loss = answer_loss(self._model, self._placed(rows)) / step.answer_tokens
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        mean = float(total)
+        if not math.isfinite(mean):
+            msg = (
+                f"The loss is {mean} at step {self._standing.step + 1}: train anew with a learning "
+                f"rate under {self._recipe.learning_rate}."
+            )
+            raise InvalidInput(msg)
+        nn.utils.clip_grad_norm_(self._learned.values(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return mean
+
+    def _learning_rate(self) -> float:
+        """Return the step's: a short warm-up, then half a cosine."""
+        step, warm = self._standing.step, max(1, self._steps // 30)
+        peak = self._recipe.learning_rate or 0.0
+        if step < warm:
+            return peak * (step + 1) / (warm + 1)
+        return peak * (1 + math.cos(math.pi * (step - warm) / max(1, self._steps - warm))) / 2
+
+    def _compare(self) -> None:
+        """Measure on the dev rows; keep the adapter if it is the best so far."""
+        standing = self._standing
+        loss, best = dev_loss(self._model, self._dev, self._device), standing.best_loss
+        standing.dev_losses.append((standing.step, loss))
+        standing.stale += 1
+        if loss < best:
+            standing.best_step, standing.stale = standing.step, 0
+            self._best = {name: item.detach().clone() for name, item in self._learned.items()}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._learned.values())).device
+
+    def _placed(self, rows: Sequence[Example]) -> Batch:
+        return {name: item.to(self._device) for name, item in self._lay(rows).items()}
+
+    def _save(self) -> None:
+        tensors = {f"learned.{name}": item.detach() for name, item in self._learned.items()}
+        tensors |= {f"best.{name}": item for name, item in self._best.items()}
+        for name, item in self._learned.items():
+            state = self._optimizer.state[item]
+            tensors |= {f"{moment}.{name}": state[moment] for moment in MOMENTS}
+        write_checkpoint(self._checkpoint, tensors, self._standing)
+
+    def _resume(self) -> None:
+        read = read_checkpoint(self._checkpoint)
+        if read is None:
+            return
+        tensors, self._standing = read
+        self._restore({name: tensors[f"learned.{name}"] for name in self._learned})
+        for name, item in self._learned.items():
+            self._optimizer.state[item] = {
+                moment: tensors[f"{moment}.{name}"].to(item.device) for moment in MOMENTS
+            }
+        self._best = {
+            name.removeprefix("best."): item
+            for name, item in tensors.items()
+            if name.startswith("best.")
+        }
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._learned[name].copy_(tensor)
+
+
+def dev_batches(dev: Sequence[Example], recipe: Recipe) -> list[Batch]:
+    """Draw the dev rows that are measured during a training, and lay them out."""
+    if not dev:
+        return []
+    drawn: list[Example] = []
+    room = DEV_TOKENS
+    for example in Random(recipe.seed).sample(dev, min(DEV_ROWS, len(dev))):
+        room -= len(example)
+        if room >= 0 or not drawn:
+            drawn.append(example)
+    parts = cut(sorted(drawn, key=len), recipe.micro_tokens)
+    return [collate(part) for part in parts]
+
+
+def dev_loss(model: nn.Module, batches: Sequence[Batch], device: torch.device) -> float:
+    """Return the mean loss of the answers' tokens.
+
+    The model must be one that `stay_differentiable` has prepared: in eval mode bitsandbytes would
+    pack its layers for inference at this very forward, and no gradient would pass them again.
+    """
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            placed = {name: item.to(device) for name, item in batch.items()}
+            total += float(answer_loss(model, placed))
+            tokens += int((batch["labels"] >= 0).sum())
+    return total / tokens
+
+
+def keeps_apart(model: nn.Module, device: torch.device) -> bool:
+    """Whether rows that lie one after another cannot see one another in a base.
+
+    Another first row must not change the second row's logits by a single bit.
+    """
+    rows = [Example((7, 8, 9, 10), (11, 12)), Example((17, 18, 19, 20), (21, 22))]
+    second = Example((27, 28, 29, 30), (31, 32))
+    logits = []
+    with torch.no_grad():
+        for first in rows:
+            batch = {name: item.to(device) for name, item in pack([first, second]).items()}
+            del batch["labels"]
+            logits.append(model(**batch, use_cache=False).logits[0, len(first) :])
+    return bool(torch.equal(*logits))

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from one4all_lc.base.lora import Adapter, Mixture
 from one4all_lc.engine.decoding import Decoder, RowInput
+from one4all_lc.training.batches import answer_loss, collate
 from one4all_lc.training.data import Example
-from one4all_lc.training.trainer import answer_loss, collate, features
 
 
 def decoded(
@@ -64,7 +64,7 @@ def read_perplexity(model: torch.nn.Module, examples: Sequence[Example], rows: i
     """Return the same of a model of transformers or PEFT, which reads prompt and answer at once."""
     loss = 0.0
     for batch in batches(examples, rows):
-        loss += float(answer_loss(model, collate([features(example) for example in batch])))
+        loss += float(answer_loss(model, collate(batch)))
     return math.exp(loss / sum(len(example.answer) for example in examples))
 
 
