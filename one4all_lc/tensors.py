@@ -15,7 +15,8 @@ from one4all_lc.errors import UnfitExpert
 LARGEST = 65504.0
 """The largest number of float16: beyond it rows could overflow, and zero times infinity is NaN."""
 
-_FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""The types of tensors that are taken, as numpy's; bfloat16, which numpy lacks, by its bits."""
 
 
 def refuse(folder: Path, what: str, how: str) -> NoReturn:
@@ -49,15 +50,15 @@ def check_numbers(folder: Path, name: str, dtype: str, raw: bytes) -> None:
     Raises:
         UnfitExpert: It does.
     """
-    if dtype not in _FLOATS:
-        refuse(folder, f"tensor {name!r} is of type {dtype}", f"use one of {list(_FLOATS)}")
+    if dtype not in FLOATS:
+        refuse(folder, f"tensor {name!r} is of type {dtype}", f"use one of {list(FLOATS)}")
     if not _finite(dtype, raw):
         what = f"tensor {name!r} holds NaN, infinity or a number beyond {LARGEST:.0f}"
         refuse(folder, what, "train the expert again")
 
 
 def _finite(dtype: str, raw: bytes) -> bool:
-    values = np.frombuffer(raw, _FLOATS[dtype])
+    values = np.frombuffer(raw, FLOATS[dtype])
     if dtype == "BF16":  # the upper half of a float32
         values = (values.astype("<u4") << 16).view("<f4")
     return bool(np.all(np.abs(values) <= LARGEST))

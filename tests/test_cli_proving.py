@@ -14,7 +14,6 @@ from one4all_lc.publishing import publish
 from tests import fake_hub
 from tests.experts import write_expert, write_tiny_base
 from tests.test_cli import one_sentence
-from tests.test_cli import run as run
 from tests.test_proving import rows_of
 
 

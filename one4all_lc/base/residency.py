@@ -2,28 +2,39 @@
 
 import enum
 import hashlib
+import json
 import math
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from one4all_lc.base.threads import compute_alone
 from one4all_lc.errors import UnfitExpert
-from one4all_lc.folder import Expert
+from one4all_lc.folder import Expert, LoraFactor
+from one4all_lc.tensors import FLOATS
 from one4all_lc.versions import weights_kept
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from one4all_lc.base.lora import Adapter
 
+    Array = NDArray[Any]
+    Bytes = NDArray[np.uint8]
+
 DEFAULT_BUDGET = 1 << 29
 """Bytes of adapters that are in memory."""
+
+
+_EMPTY = np.zeros(0, np.uint8)
 
 
 class Readiness(enum.Enum):
@@ -202,57 +213,78 @@ def _nothing(_: str) -> None:
 
 
 def _load(expert: Expert, device: "torch.device", dtype: "torch.dtype") -> "Adapter":
-    from safetensors.torch import load
-
     from one4all_lc.base.lora import Adapter
 
-    weights = load(_unchanged(expert, expert.weights_file, expert.card.weights_sha256))
+    weights = _arrays(_unchanged(expert, expert.weights_file, expert.card.weights_sha256))
     head: dict[str, Tensor] = {}
     if expert.head:
-        read = load(_unchanged(expert, expert.head_file, expert.card.head["sha256"]))
-        head = {name: tensor.to(device).float() for name, tensor in read.items()}
+        read = _arrays(_unchanged(expert, expert.head_file, expert.card.head["sha256"]))
+        head = {name: _tensor(array).to(device).float() for name, array in read.items()}
     return Adapter(expert.identity, _factors(expert, weights, device, dtype), head)
 
 
-def _unchanged(expert: Expert, file: Path, sha256: str) -> bytes:
+def _unchanged(expert: Expert, file: Path, sha256: str) -> "Bytes":
     """Read a file of an expert, which must be what it was when the expert was read."""
-    content = file.read_bytes() if file.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        # Another version was published: whoever has not noticed yet is served by the one it knows.
-        kept = weights_kept(expert)
-        other = kept.with_name(file.name) if kept else None
-        content = other.read_bytes() if other and other.is_file() else b""
-    if hashlib.sha256(content).hexdigest() != sha256:
-        msg = (
-            f"{file} changed after expert {expert.name!r} was read: replace the expert in the "
-            "library to use the new weights."
-        )
-        raise UnfitExpert(msg)
-    return content
+    for place in _places(expert, file):
+        content = np.fromfile(place, np.uint8) if place.is_file() else _EMPTY
+        if hashlib.sha256(content.data).hexdigest() == sha256:
+            return content
+    msg = (
+        f"{file} changed after expert {expert.name!r} was read: replace the expert in the "
+        "library to use the new weights."
+    )
+    raise UnfitExpert(msg)
+
+
+def _places(expert: Expert, file: Path) -> Iterator[Path]:
+    """Yield where a file of an expert may lie."""
+    yield file
+    # Another version was published: whoever has not noticed yet is served by the one it knows.
+    if kept := weights_kept(expert):
+        yield kept.with_name(file.name)
+
+
+def _arrays(content: "Bytes") -> dict[str, "Array"]:
+    """Return the tensors of a safetensors file that was checked, without copying them.
+
+    Those of bfloat16 are uint16. Source: https://huggingface.co/docs/safetensors/index#format
+    """
+    begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
+    header = json.loads(content[8:begin].tobytes())
+    header.pop("__metadata__", None)
+    return {
+        name: np.ndarray(of["shape"], FLOATS[of["dtype"]], content, begin + of["data_offsets"][0])
+        for name, of in header.items()
+    }
+
+
+def _tensor(array: "Array") -> "Tensor":
+    """Return an array of `_arrays` as a tensor on the same memory."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
 
 
 def _factors(
-    expert: Expert, tensors: "dict[str, Tensor]", device: "torch.device", dtype: "torch.dtype"
+    expert: Expert, arrays: Mapping[str, "Array"], device: "torch.device", dtype: "torch.dtype"
 ) -> "dict[str, tuple[Tensor, Tensor]]":
     """Return the factors of every module, the scale in B.
 
-    Those of one shape are scaled together: hundreds of small operations would hold up the thread
+    Those of one shape are computed together: hundreds of small operations would hold up the thread
     that decodes.
     """
-    import torch
-
-    alike: dict[tuple[int, ...], list[str]] = {}
-    for module in expert.factors:
-        alike.setdefault(tuple(tensors[_name(module, "B")].shape), []).append(module)
-    factors = {}
-    for modules in alike.values():
-        scales = torch.tensor([expert.factors[module].scale for module in modules], device=device)
-        wide = torch.stack([tensors[_name(module, "B")] for module in modules]).to(device).float()
+    alike: dict[LoraFactor, list[str]] = {}
+    for module, factor in expert.factors.items():
+        alike.setdefault(factor, []).append(module)
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for factor, modules in alike.items():
+        a = _tensor(np.stack([arrays[_name(module, "A")] for module in modules])).to(device, dtype)
         # Transposed: kernels read the outputs of one rank side by side.
-        scaled = (wide * scales[:, None, None]).to(dtype).transpose(1, 2).contiguous()
-        for module, b in zip(modules, scaled.unbind(), strict=True):
-            a = tensors[_name(module, "A")].to(device, dtype).contiguous()
-            factors[module] = (a, b.t())
+        b = _tensor(np.stack([arrays[_name(module, "B")].T for module in modules])).to(device)
+        b = (b if b.dtype == dtype else b.float()).mul_(factor.scale).to(dtype)
+        pairs = zip(a.unbind(), b.unbind(), strict=True)
+        factors |= {module: (a, b.t()) for module, (a, b) in zip(modules, pairs, strict=True)}
     return factors
 
 
