@@ -49,8 +49,11 @@ LOAD = {"quantization": "none", "dtype": torch.float32, "shared": False}
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request, tmp_path_factory):
     """A tiny checkpoint with random weights."""
-    kind = request.param
-    out = tmp_path_factory.mktemp(kind)
+    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def write_checkpoint(kind, out):
+    """Write a tiny checkpoint of an architecture, with a tokenizer of letters; return its path."""
     torch.manual_seed(0)
     given = SMALL | ARCHITECTURES[kind]
     if kind == "distilbert":
