@@ -226,3 +226,37 @@ def test_lessons_are_cut_as_the_expert_reads(base):
     batch = Deciding(labelling, shared).lay([lesson, *encode(KindRow("q", "a", texts=("a",)))])
     assert batch["attention_mask"].sum(1).tolist() == [7, 3]
     assert torch.equal(batch["labels"] >= 0, batch["labels"] != -100)
+
+
+def test_train_eval_and_publish_on_the_command_line(tmp_path, base, run):
+    data = write(tmp_path / "letters.jsonl", "classify")
+    options = ("--steps", 40, "--batch-tokens", 256, "--learning-rate", 1e-2, "--max-tokens", 32)
+    code, out, err = run(
+        *("train", tmp_path / "experts" / "letters", "--kind", "classify", "--data", data),
+        *("--base", base, "--description", "Knows letters.", "--json", *options),
+    )
+    assert code == 0, err
+    card = json.loads(out)
+    assert card["kind"] == "classify"
+    assert card["training"]["base_quantization"] == "nf4", "QLoRA is the default"
+    code, out, err = run(
+        "eval", "--adapters", tmp_path / "experts", "--data", data, "--json", "--base", base
+    )
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["letters"]["accuracy"] == card["metrics"]["accuracy"]
+    made = shutil.copytree(tmp_path / "experts" / "letters", tmp_path / "made" / "letters")
+    code, out, err = run(
+        "publish", made, "--adapters", tmp_path / "experts", "--data", data, "--limit", 8, "--json"
+    )
+    assert code == 0, err
+    assert json.loads(out)["verdict"]["rows"] == 8
+    assert json.loads(out)["version"] == 2
+    code, _, err = run(
+        *("train", tmp_path / "x", "--kind", "tag", "--data", data, "--description", "x"),
+        *("--system-prompt", "Be brief."),
+    )
+    assert code == 2
+    assert "--system-prompt" in err
+    code, out, _ = run("train", "--check", "--kind", "pair", "--data", data, "--json")
+    assert code == 1
+    assert "no text under 'premise'" in json.loads(out)["findings"][0]["message"]

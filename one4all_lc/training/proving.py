@@ -36,6 +36,7 @@ class Publication:
         quantization: How the base is served.
         scored: Held-out rows whose perplexity is measured.
         answered: Of these, rows that are answered.
+        decided: Held-out rows that an expert that decides is asked; None asks all.
         advance: Called for every row that is measured.
     """
 
@@ -46,6 +47,7 @@ class Publication:
     quantization: Quantization = "auto"
     scored: int = SCORED_ROWS
     answered: int = ANSWERED_ROWS
+    decided: int | None = None
     advance: Advance | None = None
 
     def check(self, metric: str, kind: str = CHAT) -> None:
@@ -94,8 +96,14 @@ class Publication:
     def examine(self, folder: Path, rows: Sequence[Any], base: str) -> Found:
         """Ask the expert and the base what was held out."""
         if ExpertCard.read(folder).kind != CHAT:
-            how, each = self.quantization, self.advance
-            return examine_kind(folder, rows, base, quantization=how, advance=each)
+            return examine_kind(
+                folder,
+                rows,
+                base,
+                quantization=self.quantization,
+                limit=self.decided,
+                advance=self.advance,
+            )
         return examine(
             folder,
             rows,
