@@ -81,12 +81,14 @@ class DataReport:
         rows: Those that can be used, of all splits.
         examples: What is learned of each, as token ids.
         left_out: Training rows that can not: too long, or copies of held-out rows.
+        labelling: Of experts that decide: the labels, as the examples number them.
     """
 
     findings: tuple[Finding, ...]
     rows: tuple[Any, ...]
     examples: tuple[Sequence[Any], ...]
     left_out: int
+    labelling: Any = None
 
     def of_split(self, split: str) -> list[Any]:
         """Return the examples of a split."""

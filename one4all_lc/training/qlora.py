@@ -121,7 +121,7 @@ def train_expert(
         "fields": asdict(fields or Fields()),
         **(facts or {}),
     }
-    made_by = _fit(kind, base, report, recipe, work, made)
+    made_by = _fit(base, report, recipe, work, made)
     card["training"] |= made_by.facts
     card |= {"base": base, "fingerprint": made_by.fingerprint, **made_by.head}
     making = Making(folder, work, made, card, report.rows, given, recipe.seed)
@@ -200,14 +200,12 @@ class _Fitted:
     head: dict[str, Any]
 
 
-def _fit(
-    kind: str, base: str, report: DataReport, recipe: Recipe, work: Path, made: Path
-) -> _Fitted:
+def _fit(base: str, report: DataReport, recipe: Recipe, work: Path, made: Path) -> _Fitted:
     """Run the training and save the adapter into `made`."""
     from one4all_lc.training.memory import forget_peak, peak_bytes
     from one4all_lc.training.trainer import Training
 
-    labelling = None if kind == CHAT else Labelling.of(kind, report.rows)
+    labelling: Labelling | None = report.labelling
     shared = training_base(base, recipe.quantization, recipe.max_tokens)
     forget_peak(shared.device)
     model = with_adapter(shared, recipe)

@@ -83,7 +83,7 @@ class KindExamination:
             same = present.fingerprint == card.fingerprint
             shared = self.shared if same else SharedBase.load(present.base)
             results = ask(read_expert(folder, shared.facts), shared, self.rows)
-            old = tallies(card.kind, self.rows, [likeliest(item) for item in results])
+            old = tallies(card.kind, self.rows, [likeliest(item, card) for item in results])
             against = f"version {present.version}"
         mine, theirs = self.by_who["expert"][metric], old[metric]
         gain = mine.value - theirs.value
@@ -134,7 +134,7 @@ def examine_kind(
     kind = expert.card.kind
     found = {
         "base": tallies(kind, asked, [_of_the_base(expert.card, rows)] * len(asked)),
-        "expert": tallies(kind, asked, [likeliest(item) for item in results]),
+        "expert": tallies(kind, asked, [likeliest(item, expert.card) for item in results]),
     }
     return KindExamination(expert, shared, split, asked, found, _decided(asked, results))
 
@@ -172,9 +172,11 @@ def _asked(kind: str, row: KindRow) -> Any:
     return row.texts[0]
 
 
-def likeliest(result: Result) -> Any:
+def likeliest(result: Result, card: ExpertCard) -> Any:
     """Return what is held against the right: an expert that abstains has a likeliest label too."""
     if isinstance(result, Classification):
+        if card.head.get("several"):
+            return tuple(result.labels)
         return tuple(result.labels) or (next(iter(result.probabilities)),)
     if isinstance(result, Entities):
         return tuple((item.start, item.end, item.label) for item in result.entities)

@@ -1,5 +1,6 @@
 """What training an expert that decides needs beside the loop: data judged, a reader, a head."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,17 @@ def look_at_kind(
     tokenizer = load_tokenizer(base)
     tokenizing = Tokenizing(tokenizer, max_tokens)
 
+    labelling = Labelling(kind, ())
+
     def encoding(rows: Sequence[KindRow]) -> Encode:
-        return encoder_of(Labelling.of(kind, rows), tokenizing, max_tokens)
+        nonlocal labelling
+        labelling = Labelling.of(kind, rows)
+        return encoder_of(labelling, tokenizing, max_tokens)
 
     special = {token for token in tokenizer.all_special_tokens if len(token) > 1}
     report = judge(scan_kind(kind, data, fields), encoding, special, max_tokens)
     found = (*report.findings, *_of_labels(kind, report.rows))
-    return DataReport(found, report.rows, report.examples, report.left_out)
+    return dataclasses.replace(report, findings=found, labelling=labelling)
 
 
 def _of_labels(kind: str, rows: Sequence[KindRow]) -> list[Finding]:
