@@ -9,16 +9,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from one4all_lc.training.intervals import CONFIDENCE, Array, Interval
+from one4all_lc.training.intervals import Array, Interval, percentiles
 from one4all_lc.training.kinds.rows import KindRow, Span
 
 RESAMPLES = 500
-
-Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +42,11 @@ class Tally:
 
     def interval(self) -> Interval:
         """Return its 95 % interval, by the bootstrap over rows."""
-        return _percentiles(self._drawn())
+        return percentiles(self._drawn())
 
     def gain_interval(self, old: "Tally") -> Interval:
         """Return the interval of the difference to another's, by the paired bootstrap."""
-        return _percentiles(self._drawn() - old._drawn())
+        return percentiles(self._drawn() - old._drawn())
 
     def _drawn(self) -> Array:
         rows = len(self.counts)
@@ -63,12 +61,6 @@ def _figure(sums: Array) -> Array:
     there = wholes > 0
     shares = np.where(there, parts / np.where(there, wholes, 1.0), 0.0)
     return np.asarray(shares.sum(-1) / np.maximum(there.sum(-1), 1))
-
-
-def _percentiles(figures: Array) -> Interval:
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(figures, (tail, 100 - tail))
-    return float(low), float(high)
 
 
 Tallies = Mapping[str, Tally]
