@@ -10,7 +10,7 @@ from typing import Any
 from one4all_lc.base.loading import Quantization, SharedBase
 from one4all_lc.card import CARD_FILE, ExpertCard
 from one4all_lc.engine.encoders import EncoderEngine
-from one4all_lc.errors import InvalidInput
+from one4all_lc.errors import InvalidInput, One4AllError
 from one4all_lc.experts.text import text_expert
 from one4all_lc.experts.text.results import Classification, Entities, Extraction, Result
 from one4all_lc.folder import Expert, read_expert
@@ -152,15 +152,24 @@ def ask(
     rows: Sequence[KindRow],
     advance: Callable[[], None] | None = None,
 ) -> list[Result]:
-    """Return what an expert finds in each row, as served by the base's engine."""
+    """Return what an expert finds in each row, as served by the base's engine.
+
+    Raises:
+        InvalidInput: A row cannot be read by the expert.
+    """
     library = Library.of([expert], shared.facts)
     served = text_expert(engine=EncoderEngine.of(shared), library=library, model=expert.name)
     found: list[Result] = []
     for start in range(0, len(rows), PARTY):
         party = rows[start : start + PARTY]
-        found += served.batch([_asked(expert.card.kind, row) for row in party])
-        for _ in party if advance else ():
-            advance()  # type: ignore[misc]
+        asked = [_asked(expert.card.kind, row) for row in party]
+        for row, result in zip(party, served.batch(asked, return_exceptions=True), strict=True):
+            if isinstance(result, One4AllError):
+                msg = f"{row.place} cannot be asked: {result}"
+                raise InvalidInput(msg)
+            found.append(result)
+            if advance:
+                advance()
     return found
 
 
