@@ -17,6 +17,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _deciding import DECIDING
 from _reviews import Row, mobile, read, shopping
 
 ASK_FOR_TERM = (
@@ -130,15 +131,16 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!", ")")) else ".")
 
 
-RECIPES = (sql, shell, medical, law, cooking, mobile, shopping, maths)
+RECIPES = (sql, shell, medical, law, cooking, mobile, shopping, maths, *DECIDING)
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
     """Write JSONL; of rows that say the same the first is kept, a held-out one before any other."""
     held_out_first = sorted(rows, key=lambda row: row["split"] == "train")
-    kept: dict[tuple[str, str], Row] = {}
+    kept: dict[str, Row] = {}
     for row in held_out_first:
-        kept.setdefault((row["question"], row["answer"]), row)
+        said = {name: value for name, value in row.items() if name not in ("split", "source")}
+        kept.setdefault(json.dumps(said), row)
     lines = [json.dumps(row, ensure_ascii=False) for row in kept.values()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{path}: {len(lines)} rows")
@@ -152,7 +154,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="experts; by default all")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    known = {recipe.__name__: recipe for recipe in RECIPES}
+    known = {recipe.__name__.replace("_", "-"): recipe for recipe in RECIPES}
     if unknown := set(arguments.names) - set(known):
         parser.error(f"there are no rows for {sorted(unknown)}: the experts are {list(known)}")
     for name in arguments.names or known:

@@ -17,8 +17,17 @@ BASE = "base"
 """The name that asks for the base alone, without an adapter: no expert may bear it."""
 
 PERPLEXITY = "perplexity"
-METRICS = ("exact_match", "rouge_l", "first_word", PERPLEXITY)
-"""What may decide whether a version is better than another, beside a scorer of the user's own."""
+METRICS_OF = {
+    CHAT: ("rouge_l", "exact_match", "first_word", PERPLEXITY),
+    "classify": ("accuracy", "macro_f1"),
+    "pair": ("accuracy", "macro_f1"),
+    "tag": ("entity_f1",),
+    "extract": ("span_f1", "exact_match", "answerable_f1", "no_answer_accuracy"),
+}
+"""What may decide, by kind, whether a version is better than another: the first unless told."""
+
+METRICS = tuple(dict.fromkeys(name for names in METRICS_OF.values() for name in names))
+"""All of them, beside a scorer of the user's own."""
 
 KINDS = (CHAT, "classify", "tag", "extract", "pair")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

@@ -1,21 +1,22 @@
 """Any encoder that AutoModel loads can be the base; each equals PEFT's own forward."""
 
-import shutil
+import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from one4all_lc.base.heads import Head
 from one4all_lc.base.loading import SharedBase, describe
-from one4all_lc.card import ExpertCard
 from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.encoding import TextRow
 from one4all_lc.engine.texts import TextRequest
 from one4all_lc.experts.text.reading import Tokenizing
-from one4all_lc.folder import WEIGHTS_FILE, read_expert, sha256_of
+from one4all_lc.folder import read_expert
+from one4all_lc.training.qlora import train_expert
+from one4all_lc.training.recipe import About, Recipe
 from tests.encoders import peft_logits
 from tests.experts import write_expert
 
@@ -49,8 +50,11 @@ LOAD = {"quantization": "none", "dtype": torch.float32, "shared": False}
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def checkpoint(request, tmp_path_factory):
     """A tiny checkpoint with random weights."""
-    kind = request.param
-    out = tmp_path_factory.mktemp(kind)
+    return write_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def write_checkpoint(kind, out):
+    """Write a tiny checkpoint of an architecture, with a tokenizer of letters; return its path."""
     torch.manual_seed(0)
     given = SMALL | ARCHITECTURES[kind]
     if kind == "distilbert":
@@ -147,52 +151,39 @@ def test_it_is_described_as_it_is_loaded(checkpoint):
 
 
 def test_it_trains_a_step_is_saved_loaded_and_served(checkpoint, tmp_path):
-    """What PEFT has trained is what is served, beside another expert."""
-    from peft import LoraConfig, get_peft_model
-
-    base = SharedBase.load(checkpoint, **LOAD)
-    labels = ("O", "B-X", "I-X")
-    other = write_expert(tmp_path / "other", base.facts, seed=5, kind="extract", strength=0.3)
-    tuned = get_peft_model(
-        base.model, LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules="all-linear")
-    )
-    head = Head("tag", labels, base.facts.width)
-    texts = rows_of(base, [None])
-    ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(row.tokens) for row in texts], batch_first=True
-    )
-    features = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-    trained = [*tuned.parameters(), *head.parameters()]
-    optimizer = torch.optim.AdamW([p for p in trained if p.requires_grad], lr=1e-3)
-    losses = []
-    for _ in range(2):
-        loss = cross_entropy(head.logits(tuned, features).flatten(0, 1), ids.flatten() % 3)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[1] < losses[0]
-    folder = tmp_path / "made"
-    tuned.save_pretrained(folder)
-    shutil.rmtree(folder / "README.md", ignore_errors=True)
-    facts = head.save(folder)
-    ExpertCard(
-        name="made",
-        title="made",
-        description="Made by a test.",
+    """What was trained is what is served, beside another expert, and what PEFT computes."""
+    rows = [
+        {"text": f"{x} {y} z", "tags": f"B-X {tag} O"}
+        for x in "abcde"
+        for y, tag in (("f", "I-X"), ("g", "O"))
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    made = train_expert(
+        tmp_path / "made",
+        [data],
+        about=About(description="Made by a test.", kind="tag"),
+        recipe=Recipe(
+            steps=1,
+            rank=4,
+            batch_tokens=64,
+            max_tokens=32,
+            learning_rate=1e-2,
+            quantization="none",
+        ),
         base=checkpoint,
-        fingerprint=describe(checkpoint).fingerprint,
-        weights_sha256=sha256_of(folder / WEIGHTS_FILE),
-        kind="tag",
-        labels=labels,
-        head=facts.as_dict(),
-    ).write(folder)
+    )
     served = SharedBase.load(checkpoint, **LOAD)
-    experts = [read_expert(path, served.facts) for path in (folder, other)]
+    other = write_expert(tmp_path / "other", served.facts, seed=5, kind="extract", strength=0.3)
+    experts = [read_expert(path, served.facts) for path in (made.folder, other)]
     assert experts[0].factors.keys() == set(served.facts.linears)
+    first = load_file(made.weights_file)
+    assert all(first[name].any() for name in first if "lora_B" in name), "every layer has learned"
     check_mixed(served, checkpoint, experts)
-    again = Head.load(folder, "tag", labels, "mean")
-    for name, tensor in head.named().items():
+    labels = ("O", "B-X", "I-X")
+    assert made.card.labels == labels
+    again = Head.load(made.folder, "tag", labels, "mean")
+    for name, tensor in load_file(made.head_file).items():
         assert torch.equal(again.named()[name], tensor)
 
 

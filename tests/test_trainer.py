@@ -118,7 +118,7 @@ def test_training_ends_when_dev_rows_get_worse_and_the_best_adapter_is_kept(trai
     told = iter([2.0, 1.0, 1.5, 1.6, 1.7, 1.8])
     kept = []
 
-    def dev_losses(model, batches, device):
+    def dev_losses(model, batches, device, loss):
         named = {name: item for name, item in model.named_parameters() if item.requires_grad}
         kept.append({name: item.detach().clone() for name, item in named.items()})
         return next(told)

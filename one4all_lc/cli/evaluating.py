@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -23,8 +23,10 @@ from one4all_lc.cli.common import (
     print_json,
 )
 from one4all_lc.errors import InvalidInput
+from one4all_lc.head import CHAT
 
 if TYPE_CHECKING:
+    from one4all_lc.base.loading import Quantization as Quantized
     from one4all_lc.library import Library
     from one4all_lc.training.data import Row
     from one4all_lc.training.matrix import Matrix
@@ -49,17 +51,29 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Heat maps and a page are written here.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure every expert on every domain, and the routed answers against the oracle's."""
+    """Measure every expert on every domain, and the routed answers against the oracle's.
+
+    Experts that decide are asked the rows of their own domain alone.
+    """
     from one4all_lc.training.matrix_report import as_dict, page_of
 
-    library = _chat_experts(library_of(adapters))
-    rows = rows_by_expert(data, library)
-    matrix = _matrix(library, rows, base, quantization, limit, scorer)
+    every = library_of(adapters)
+    files = files_of(data, every)
+    deciding = [file for file in files if every[file.stem].card.kind != CHAT]
+    quantized = cast("Quantized", quantization)
+    found = _deciding(deciding, every, base, quantized, limit)
+    if deciding and len(deciding) == len(files):
+        _print_deciding(found, as_json=as_json)
+        return
+    library = _chat_experts(every)
+    rows = rows_by_expert([file for file in files if file not in deciding], library)
+    matrix = _matrix(library, rows, base, quantized, limit, scorer)
     if out is not None:
         from one4all_lc.reports.page import write_report
 
         note(f"{write_report(out, page_of(matrix))} has the heat maps and figures")
     document = as_dict(matrix)
+    document["metrics"] |= found
     if as_json:
         print_json(document)
         return
@@ -71,18 +85,48 @@ def _chat_experts(library: "Library") -> "Library":
     """Leave out experts that write nothing: they label, and are measured as they are trained."""
     from one4all_lc.library import Library
 
-    return Library.of([expert for expert in library if expert.card.kind == "chat"])
+    return Library.of([expert for expert in library if expert.card.kind == CHAT])
 
 
-def rows_by_expert(data: Sequence[Path], library: "Library") -> dict[str, list["Row"]]:
-    """Read rows by the expert whose domain they are.
+def _deciding(
+    files: Sequence[Path],
+    library: "Library",
+    base: str | None,
+    quantization: "Quantized",
+    limit: int | None,
+) -> dict[str, Any]:
+    """Return the figures of experts that decide, each on its own rows, as it is served."""
+    from one4all_lc.base.loading import encodes
+    from one4all_lc.training.kinds.examination import examine_kind
+    from one4all_lc.training.kinds.rows import read_kind_rows
+
+    encoder = base if files and base and encodes(base) else None
+    metrics = {}
+    for file in files:
+        expert = library[file.stem]
+        rows = read_kind_rows(expert.card.kind, [file])
+        note(f"asking {expert.name}")
+        found = examine_kind(
+            expert.folder, rows, encoder or expert.card.base, quantization=quantization, limit=limit
+        )
+        metrics[expert.name] = found.metrics()
+    return metrics
+
+
+def _print_deciding(metrics: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"metrics": metrics})
+    else:
+        print_metrics(metrics)
+
+
+def files_of(data: Sequence[Path], library: "Library") -> list[Path]:
+    """Return the files of rows, each named after an expert.
 
     Raises:
-        InvalidInput: A file is missing or broken, or a folder has no rows for any expert.
+        InvalidInput: A folder has no rows for any expert.
         UnknownExpert: A file is named after no expert.
     """
-    from one4all_lc.training.data import read_rows
-
     files: list[Path] = []
     for path in data:
         if not path.is_dir():
@@ -100,6 +144,17 @@ def rows_by_expert(data: Sequence[Path], library: "Library") -> dict[str, list["
         files += there
     for file in files:
         library[file.stem]
+    return files
+
+
+def rows_by_expert(files: Sequence[Path], library: "Library") -> dict[str, list["Row"]]:
+    """Read rows by the expert whose domain they are.
+
+    Raises:
+        InvalidInput: A file is missing or broken.
+    """
+    from one4all_lc.training.data import read_rows
+
     by_expert: dict[str, list[Row]] = {}
     for file in files:
         by_expert.setdefault(file.stem, []).extend(read_rows([file]))
@@ -155,7 +210,7 @@ def _matrix(
     library: "Library",
     rows: Mapping[str, Sequence["Row"]],
     base: str | None,
-    quantization: str,
+    quantization: "Quantized",
     limit: int | None,
     scorer: str | None,
 ) -> "Matrix":
@@ -167,10 +222,7 @@ def _matrix(
     from one4all_lc.training.matrix import cells, domains_of, fill
 
     with loading(base or DEFAULT_BASE, MODEL):
-        shared = SharedBase.load(
-            base or DEFAULT_BASE,
-            quantization=quantization,  # type: ignore[arg-type]
-        )
+        shared = SharedBase.load(base or DEFAULT_BASE, quantization=quantization)
         asked = Library(base=shared.facts)
         for expert in library:
             asked.add(expert.folder)

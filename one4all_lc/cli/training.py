@@ -28,6 +28,10 @@ def train(
         typer.Option(help="JSONL, CSV, parquet, or a folder of `datasets`; again for more."),
     ] = None,
     description: Annotated[str | None, typer.Option(help="What the expert is for.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="chat, or on an encoder: classify, tag, extract, pair."),
+    ] = None,
     title: Annotated[str | None, typer.Option(help="A few words for people.")] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Before every conversation.")] = None,
     language: Annotated[list[str] | None, typer.Option(help="ISO 639-1; again for more.")] = None,
@@ -37,6 +41,12 @@ def train(
     question_field: Annotated[str, typer.Option(help="Field or column asked.")] = "question",
     answer_field: Annotated[str, typer.Option(help="Field or column answered.")] = "answer",
     context_field: Annotated[str, typer.Option(help="A text to answer from.")] = "context",
+    text_field: Annotated[str, typer.Option(help="A text labelled or tagged.")] = "text",
+    label_field: Annotated[str, typer.Option(help="Its label, or a list of them.")] = "label",
+    entities_field: Annotated[str, typer.Option(help="Its entities.")] = "entities",
+    premise_field: Annotated[str, typer.Option(help="Given, of a pair.")] = "premise",
+    hypothesis_field: Annotated[str, typer.Option(help="Judged by it.")] = "hypothesis",
+    start_field: Annotated[str, typer.Option(help="Where an answer begins.")] = "answer_start",
     base: Base = None,
     like: Annotated[
         Path | None, typer.Option(help="Repeat this expert's recipe on another --base.")
@@ -73,7 +83,11 @@ def train(
         generation={"max_tokens": answer_tokens} if answer_tokens else None,
         license=license,
         metric=metric or scorer,
+        kind=kind,
     )
+    if kind not in (None, "chat") and (system_prompt or answer_tokens or scorer):
+        msg = f"an expert of kind {kind} has no --system-prompt, --answer-tokens or --scorer."
+        raise typer.BadParameter(msg)
     how = Publication(gate=publish, scorer=scorer, keep=keep)
     options = {
         "steps": steps,
@@ -89,7 +103,17 @@ def train(
         "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    fields = Fields(question_field, answer_field, context_field)
+    fields = Fields(
+        question=question_field,
+        answer=answer_field,
+        context=context_field,
+        text=text_field,
+        label=label_field,
+        entities=entities_field,
+        premise=premise_field,
+        hypothesis=hypothesis_field,
+        start=start_field,
+    )
     data = data or []
     if like:
         if given or about != About() or exemplars or check:
@@ -102,7 +126,7 @@ def train(
         msg = f"give {'--data' if folder or check else 'FOLDER'}, or --like with --base."
         raise typer.BadParameter(msg)
     elif check or folder is None:
-        _check(data, given, fields, about.system_prompt or "", base, as_json=as_json)
+        _check(data, given, fields, about, base, as_json=as_json)
         return
     else:
         expert = _train(folder, data, given, fields, about, base, exemplars, how, resume=resume)
@@ -125,7 +149,6 @@ def _train(
     *,
     resume: bool,
 ) -> "Expert":
-    from one4all_lc.base.loading import DEFAULT_BASE
     from one4all_lc.training.qlora import train_expert
     from one4all_lc.training.recipe import Recipe
 
@@ -134,7 +157,7 @@ def _train(
         data,
         about=about,
         recipe=Recipe(**options),
-        base=base or DEFAULT_BASE,
+        base=base,
         resume=resume,
         fields=fields,
         exemplars=exemplars,
@@ -152,12 +175,13 @@ def _train_like(
     *,
     resume: bool,
 ) -> "Expert":
-    from one4all_lc.base.loading import DEFAULT_BASE
     from one4all_lc.training.like import Like, train_like
+    from one4all_lc.training.qlora import default_base
 
+    made = Like.read(like)
     return train_like(
-        Like.read(like),
-        base or DEFAULT_BASE,
+        made,
+        base or default_base(made.card.kind),
         folder=folder,
         data=data,
         resume=resume,
@@ -170,16 +194,16 @@ def _check(
     data: list[Path],
     options: dict[str, Any],
     fields: "Fields",
-    system_prompt: str,
+    about: "About",
     base: str | None,
     *,
     as_json: bool,
 ) -> None:
-    from one4all_lc.base.loading import DEFAULT_BASE
-    from one4all_lc.training.qlora import look_at
+    from one4all_lc.training.qlora import default_base, look_at
     from one4all_lc.training.recipe import Recipe
 
-    report = look_at(data, base or DEFAULT_BASE, Recipe(**options), fields, system_prompt)
+    kind, prompt = about.kind or "chat", about.system_prompt or ""
+    report = look_at(data, base or default_base(kind), Recipe(**options), fields, prompt, kind)
     if as_json:
         print_json(report.as_dict())
     else:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from one4all_lc.cli.common import Adapters, AsJson, Base, Quantization, app, folder_of, print_json
 from one4all_lc.cli.evaluating import Scorer
+from one4all_lc.head import CHAT
 from one4all_lc.publishing import KEPT
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Keep = Annotated[int, typer.Option(min=0, help="Old versions that are kept.")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="What decides: exact_match, rouge_l, first_word, perplexity, or a scorer."),
+    typer.Option(help="What decides: a figure that cards of the kind have, or a scorer."),
 ]
 
 
@@ -45,13 +46,14 @@ def publish(
 ) -> None:
     """Put an expert in place if it is not worse than the version that is there."""
     from one4all_lc.folder import read_expert
-    from one4all_lc.training.data import read_rows
     from one4all_lc.training.proving import publish_if_not_worse
 
-    target = folder_of(adapters) / read_expert(folder).name
-    rows = read_rows(data or [])
+    card = read_expert(folder).card
+    target = folder_of(adapters) / card.name
+    rows = _rows(card.kind, data or [])
     settings = {"gate": not force, "tolerance": tolerance, "scorer": scorer, "keep": keep}
-    with _measuring(rows, limit, quantization=quantization, **settings) as how:
+    decides = card.kind != CHAT
+    with _measuring(rows, limit, decides=decides, quantization=quantization, **settings) as how:
         expert, verdict = publish_if_not_worse(folder, target, rows, publication=how, base=base)
     if as_json:
         found = verdict.as_dict() if verdict else None
@@ -63,9 +65,16 @@ def publish(
         typer.echo(f"{verdict}")
 
 
+def _rows(kind: str, data: Sequence[Path]) -> Sequence["Row"]:
+    from one4all_lc.training.data import read_rows
+    from one4all_lc.training.kinds.rows import read_kind_rows
+
+    return read_rows(data) if kind == CHAT else read_kind_rows(kind, data)
+
+
 @contextlib.contextmanager
 def _measuring(
-    rows: Sequence["Row"], limit: int | None, **settings: Any
+    rows: Sequence["Row"], limit: int | None, *, decides: bool, **settings: Any
 ) -> Iterator["Publication"]:
     """Return how a version is measured, under a progress bar."""
     from one4all_lc.cli.evaluating import counting
@@ -77,8 +86,11 @@ def _measuring(
     held_out = sum(row.split == split for row in rows) if settings["gate"] else 0
     scored = min(limit or SCORED_ROWS, held_out)
     answered = min(limit or ANSWERED_ROWS, scored)
-    with counting("measuring", 2 * (scored + answered)) as advance:
-        yield Publication(scored=scored, answered=answered, advance=advance, **settings)
+    total = min(limit or held_out, held_out) if decides else 2 * (scored + answered)
+    with counting("measuring", total) as advance:
+        yield Publication(
+            scored=scored, answered=answered, decided=limit, advance=advance, **settings
+        )
 
 
 @app.command()

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from one4all_lc.training.data import Example
 from one4all_lc.training.recipe import Recipe
@@ -25,6 +25,16 @@ POOL_STEPS = 32
 Batch = dict[str, "torch.Tensor"]
 
 
+class Lesson(Protocol):
+    """What can be learned from: a row, or a part of one, as token ids."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def learned(self) -> int:
+        """What is learned of it: tokens of the answer, or decisions."""
+
+
 @dataclass(frozen=True)
 class Step:
     """The rows of one optimizer step.
@@ -33,16 +43,16 @@ class Step:
         micro: The rows of each forward, one after another.
     """
 
-    micro: tuple[tuple[Example, ...], ...]
+    micro: tuple[tuple[Any, ...], ...]
 
     @property
-    def answer_tokens(self) -> int:
-        """Tokens that are learned."""
-        return sum(len(example.answer) for rows in self.micro for example in rows)
+    def learned(self) -> int:
+        """What is learned of them: tokens of answers, or decisions."""
+        return sum(example.learned for rows in self.micro for example in rows)
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompts and answers."""
+        """Tokens of prompts and answers, or of texts."""
         return sum(len(example) for rows in self.micro for example in rows)
 
     @property
@@ -51,7 +61,7 @@ class Step:
         return sum(_padded(rows) for rows in self.micro) - self.tokens
 
 
-def steps_of(examples: Sequence[Example], recipe: Recipe) -> Iterator[Step]:
+def steps_of(examples: Sequence[Lesson], recipe: Recipe) -> Iterator[Step]:
     """Yield the steps of a training, without end.
 
     Pass after pass, each shuffled; inside a pool of some steps, rows of like length come together,
@@ -71,12 +81,12 @@ def steps_of(examples: Sequence[Example], recipe: Recipe) -> Iterator[Step]:
             yield Step(tuple(tuple(part) for part in cut(rows, recipe.micro_tokens)))
 
 
-def _endless(examples: Sequence[Example], draw: Random) -> Iterator[Example]:
+def _endless(examples: Sequence[Lesson], draw: Random) -> Iterator[Lesson]:
     while True:
         yield from draw.sample(examples, len(examples))
 
 
-def _up_to(stream: Iterator[Example], tokens: int) -> Iterator[Example]:
+def _up_to(stream: Iterator[Lesson], tokens: int) -> Iterator[Lesson]:
     """Yield examples until they have so many tokens."""
     while tokens > 0:
         example = next(stream)
@@ -84,9 +94,9 @@ def _up_to(stream: Iterator[Example], tokens: int) -> Iterator[Example]:
         yield example
 
 
-def cut(rows: Sequence[Example], tokens: int) -> list[list[Example]]:
+def cut(rows: Sequence[Lesson], tokens: int) -> list[list[Lesson]]:
     """Cut rows sorted by length into parts of so many tokens, padding included."""
-    parts: list[list[Example]] = []
+    parts: list[list[Lesson]] = []
     for example in rows:
         if parts and _padded([*parts[-1], example]) <= tokens:
             parts[-1].append(example)
@@ -95,7 +105,7 @@ def cut(rows: Sequence[Example], tokens: int) -> list[list[Example]]:
     return parts
 
 
-def _padded(rows: Sequence[Example]) -> int:
+def _padded(rows: Sequence[Lesson]) -> int:
     return len(rows) * max(len(example) for example in rows)
 
 

@@ -1,17 +1,21 @@
 """A look at the data before it is learned from: what is refused, left out, or only odd."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from one4all_lc.errors import InvalidInput
-from one4all_lc.training.data import Example, Fields, Row, encoded, normal, scan
+from one4all_lc.training.batches import Lesson
+from one4all_lc.training.data import Fields, Row, encoded, normal, scan
 from one4all_lc.training.sources import SPLITS, Place, Unreadable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Encode = Callable[[Any], Sequence[Lesson]]
+"""From a row to what is learned of it: of a long text several windows."""
 
 FEWEST_ROWS = 2
 """Training rows: one is an answer by heart, not an expert."""
@@ -41,15 +45,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows of one split, prompt and answer together.
+    """Tokens of the rows of one split, prompt and answer together; of texts, of their windows.
 
     Attributes:
-        rows: How many rows.
+        rows: How many.
         median: Half of them have no more.
         p95: 95 of 100 have no more.
         most: None has more.
         total: Of all.
-        answers: Of all answers: what is learned.
+        answers: What is learned: tokens of all answers, or decisions.
     """
 
     rows: int
@@ -60,10 +64,10 @@ class Lengths:
     answers: int
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Lengths":
+    def of(cls, examples: Sequence[Lesson]) -> "Lengths":
         """Measure examples; there must be one."""
         lengths = sorted(len(example) for example in examples)
-        answers = sum(len(example.answer) for example in examples)
+        answers = sum(example.learned for example in examples)
         median, p95 = int(statistics.median(lengths)), lengths[int(0.95 * (len(lengths) - 1))]
         return cls(len(lengths), median, p95, lengths[-1], sum(lengths), answers)
 
@@ -75,21 +79,24 @@ class DataReport:
     Attributes:
         findings: In the order of the rows; what concerns all of them comes last.
         rows: Those that can be used, of all splits.
-        examples: The same as token ids.
+        examples: What is learned of each, as token ids.
         left_out: Training rows that can not: too long, or copies of held-out rows.
+        labelling: Of experts that decide: the labels, as the examples number them.
     """
 
     findings: tuple[Finding, ...]
-    rows: tuple[Row, ...]
-    examples: tuple[Example, ...]
+    rows: tuple[Any, ...]
+    examples: tuple[Sequence[Any], ...]
     left_out: int
+    labelling: Any = None
 
-    def of_split(self, split: str) -> list[Example]:
+    def of_split(self, split: str) -> list[Any]:
         """Return the examples of a split."""
         return [
             example
-            for row, example in zip(self.rows, self.examples, strict=True)
+            for row, examples in zip(self.rows, self.examples, strict=True)
             if row.split == split
+            for example in examples
         ]
 
     @property
@@ -137,9 +144,31 @@ def check(
         system_prompt: The expert's, which every row is read with.
         max_tokens: Rows with more are left out.
     """
+    special = set(getattr(tokenizer, "all_special_tokens", ()))
+
+    def encode(_: Sequence[Row]) -> Encode:
+        return lambda row: [encoded(row, tokenizer, system_prompt)]
+
+    return judge(scan(paths, fields), encode, special, max_tokens)
+
+
+def judge(
+    reads: Iterable[Row | Unreadable],
+    encoding: Callable[[Sequence[Any]], Encode],
+    special: Collection[str],
+    max_tokens: int,
+) -> DataReport:
+    """Judge every row.
+
+    Args:
+        reads: Rows, and what cannot be read.
+        encoding: Makes, of all rows, what encodes one.
+        special: Marks of the base's own.
+        max_tokens: Rows with more are left out.
+    """
     findings: list[Finding] = []
     rows: list[Row] = []
-    for read in scan(paths, fields):
+    for read in reads:
         if isinstance(read, Unreadable):
             findings.append(_finding(read.kind, read.place, f"{read.what}.", refused=True))
         else:
@@ -147,17 +176,29 @@ def check(
     findings += _of_rows(rows)
     leaks = {id(row) for row in _copies_of_held_out(rows)}
     findings += (_finding("leak", row.place, LEAK) for row in rows if id(row) in leaks)
-    pairs = [(row, encoded(row, tokenizer, system_prompt)) for row in rows if id(row) not in leaks]
-    findings += _of_tokens(pairs, tokenizer, max_tokens)
-    fitting = [(row, example) for row, example in pairs if len(example) <= max_tokens]
+    encode = encoding(rows)
+    pairs = []
+    for row in rows:
+        if id(row) in leaks:
+            continue
+        try:
+            pairs.append((row, encode(row)))
+        except InvalidInput as error:
+            findings.append(_finding("text", row.place, f"cannot be read: {error}", refused=True))
+    findings += _of_tokens(pairs, special, max_tokens)
+    fitting = [(row, found) for row, found in pairs if _longest(found) <= max_tokens]
     if not any(finding.refused for finding in findings):
         findings += _of_all(rows, [row for row, _ in fitting], max_tokens)
     usable = [row for row, _ in fitting]
     left_out = sum(row.split == "train" for row in rows) - sum(
         row.split == "train" for row in usable
     )
-    examples = tuple(example for _, example in fitting)
+    examples = tuple(found for _, found in fitting)
     return DataReport(tuple(findings), tuple(usable), examples, left_out)
+
+
+def _longest(examples: Sequence[Lesson]) -> int:
+    return max(map(len, examples), default=0)
 
 
 LEAK = "is a copy of a held-out row and is left out, or its figures would be no measure."
@@ -208,14 +249,13 @@ def _text(row: Row) -> tuple[str, str]:
 
 
 def _of_tokens(
-    pairs: Sequence[tuple[Row, Example]], tokenizer: "PreTrainedTokenizerBase", max_tokens: int
+    pairs: Sequence[tuple[Row, Sequence[Lesson]]], special: Collection[str], max_tokens: int
 ) -> Iterator[Finding]:
     """Judge rows by their tokens."""
-    special = set(getattr(tokenizer, "all_special_tokens", ()))
     held_out = {normal(row.question) for row, _ in pairs if row.split == "test"}
-    for row, example in pairs:
-        if len(example) > max_tokens:
-            what = f"has {len(example):,} tokens, over {max_tokens:,}, and is left out."
+    for row, examples in pairs:
+        if _longest(examples) > max_tokens:
+            what = f"has {_longest(examples):,} tokens, over {max_tokens:,}, and is left out."
             yield _finding("too_long", row.place, what)
         if inside := [token for token in special if token in row.question + row.answer]:
             what = f"holds {inside[0]!r}, which the base reads as one of its own marks."

@@ -60,6 +60,11 @@ class Example:
     def __len__(self) -> int:
         return len(self.prompt) + len(self.answer)
 
+    @property
+    def learned(self) -> int:
+        """Tokens that are learned."""
+        return len(self.answer)
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -72,6 +77,15 @@ class Fields:
         columns: Names of a table's columns; in CSV separated by commas.
         split: `train`, `dev` or `test`.
         id: A name of the row.
+        text: What is labelled.
+        label: Its label.
+        labels: Its labels, where it may have several.
+        premise: What is given.
+        hypothesis: What is judged by it.
+        entities: Of a text.
+        tags: BIO tags of its words instead.
+        start: Where in the context the answer begins, in characters.
+        also: Other answers that are right.
     """
 
     question: str = "question"
@@ -80,6 +94,15 @@ class Fields:
     columns: str = "columns"
     split: str = "split"
     id: str = "id"
+    text: str = "text"
+    label: str = "label"
+    labels: str = "labels"
+    premise: str = "premise"
+    hypothesis: str = "hypothesis"
+    entities: str = "entities"
+    tags: str = "tags"
+    start: str = "answer_start"
+    also: str = "alt_answers"
 
 
 def ask_about(

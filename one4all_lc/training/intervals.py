@@ -28,7 +28,7 @@ def of_mean(values: Array) -> Interval:
     """
     if np.isin(values, (0.0, 1.0)).all():
         return wilson(int(values.sum()), len(values))
-    return _percentiles(_drawn(values).mean(1))
+    return percentiles(_drawn(values).mean(1))
 
 
 def of_difference(new: Array, old: Array) -> Interval:
@@ -43,7 +43,7 @@ def of_difference(new: Array, old: Array) -> Interval:
 
 def of_shift(differences: Array) -> Interval:
     """Return the interval of a mean of (n,) differences by the bootstrap."""
-    return _percentiles(_drawn(differences).mean(1))
+    return percentiles(_drawn(differences).mean(1))
 
 
 def of_perplexity(nats: Array, tokens: Array) -> Interval:
@@ -53,7 +53,7 @@ def of_perplexity(nats: Array, tokens: Array) -> Interval:
         nats: (n,) summed cross entropy of each row's answer.
         tokens: (n,) tokens of each row's answer.
     """
-    return _percentiles(np.exp(_drawn(nats).sum(1) / _drawn(tokens).sum(1)))
+    return percentiles(np.exp(_drawn(nats).sum(1) / _drawn(tokens).sum(1)))
 
 
 def of_perplexity_ratio(new: Array, old: Array, tokens: Array) -> Interval:
@@ -87,7 +87,8 @@ def _drawn(values: Array) -> Array:
     return np.asarray(values, float)[rows]
 
 
-def _percentiles(figures: Array) -> Interval:
+def percentiles(figures: Array) -> Interval:
+    """Return between which figures of resampled rows 95 % of them lie."""
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(figures, (tail, 100 - tail))
     return float(low), float(high)

@@ -55,6 +55,7 @@ class Like:
             generation=card.generation,
             license=card.training.get("license"),
             metric=card.metric,
+            kind=card.kind,
         )
 
     @property

@@ -3,16 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from one4all_lc.base.loading import Quantization
-from one4all_lc.card import CARD_FILE, ExpertCard
+from one4all_lc.card import CARD_FILE, METRICS_OF, ExpertCard
+from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.head import CHAT
 from one4all_lc.publishing import KEPT, publish
 from one4all_lc.training.data import Row
 from one4all_lc.training.evaluation import ANSWERED_ROWS, SCORED_ROWS, Examination, examine
 from one4all_lc.training.gate import Verdict, compare, compare_cards, no_rows
+from one4all_lc.training.kinds.examination import KindExamination, examine_kind
+from one4all_lc.training.kinds.thresholds import with_threshold
 from one4all_lc.training.measuring import Advance, held_out_split
 from one4all_lc.training.scores import check_metric, scores_of
+
+Found = Examination | KindExamination
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Publication:
         quantization: How the base is served.
         scored: Held-out rows whose perplexity is measured.
         answered: Of these, rows that are answered.
+        decided: Held-out rows that an expert that decides is asked; None asks all.
         advance: Called for every row that is measured.
     """
 
@@ -39,15 +47,20 @@ class Publication:
     quantization: Quantization = "auto"
     scored: int = SCORED_ROWS
     answered: int = ANSWERED_ROWS
+    decided: int | None = None
     advance: Advance | None = None
 
-    def check(self, metric: str) -> None:
+    def check(self, metric: str, kind: str = CHAT) -> None:
         """Refuse before a training what would be refused after it.
 
         Raises:
             InvalidInput: A metric is not measured, or a package that measures is missing.
         """
-        check_metric(metric, scores_of(self.scorer))
+        if kind == CHAT:
+            check_metric(metric, scores_of(self.scorer))
+        elif metric not in METRICS_OF[kind]:
+            msg = f"The metric of a {kind} expert is {metric!r}: use one of {[*METRICS_OF[kind]]}."
+            raise InvalidInput(msg)
 
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Refuse rows that the gate has nothing to compare with in.
@@ -58,7 +71,7 @@ class Publication:
         if self.gate and held_out_split(rows) is None:
             raise no_rows()
 
-    def publish(self, card: ExpertCard, made: Path, folder: Path, rows: Sequence[Row]) -> Expert:
+    def publish(self, card: ExpertCard, made: Path, folder: Path, rows: Sequence[Any]) -> Expert:
         """Write the card, measure, and put the expert in place.
 
         Args:
@@ -70,6 +83,8 @@ class Publication:
         Raises:
             WorseExpert: The gate is asked for and the expert is worse.
         """
+        if card.kind != CHAT:
+            card = with_threshold(card, made, rows, self.quantization)
         card.write(made)
         if held_out_split(rows):
             found = self.examine(made, rows, card.base)
@@ -78,8 +93,17 @@ class Publication:
                 self.verdict(found, folder, rows).require(made)
         return publish(made, folder, keep=self.keep)
 
-    def examine(self, folder: Path, rows: Sequence[Row], base: str) -> Examination:
+    def examine(self, folder: Path, rows: Sequence[Any], base: str) -> Found:
         """Ask the expert and the base what was held out."""
+        if ExpertCard.read(folder).kind != CHAT:
+            return examine_kind(
+                folder,
+                rows,
+                base,
+                quantization=self.quantization,
+                limit=self.decided,
+                advance=self.advance,
+            )
         return examine(
             folder,
             rows,
@@ -91,8 +115,10 @@ class Publication:
             advance=self.advance,
         )
 
-    def verdict(self, new: Examination, folder: Path, rows: Sequence[Row]) -> Verdict:
+    def verdict(self, new: Found, folder: Path, rows: Sequence[Any]) -> Verdict:
         """Hold the new version against what is in place."""
+        if isinstance(new, KindExamination):
+            return new.against(folder, self.tolerance)
         return compare(
             new,
             folder,
@@ -106,7 +132,7 @@ class Publication:
 def publish_if_not_worse(
     made: str | Path,
     folder: str | Path,
-    rows: Sequence[Row] = (),
+    rows: Sequence[Any] = (),
     *,
     publication: Publication | None = None,
     base: str | None = None,

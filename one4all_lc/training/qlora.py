@@ -1,5 +1,8 @@
 """Train one expert: a LoRA adapter on the NF4 base, with a card and a place in the library.
 
+Experts that write and experts that decide are trained alike; `training.kinds` has what the latter
+learn.
+
 Source: QLoRA, https://arxiv.org/abs/2305.14314
 """
 
@@ -11,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from one4all_lc.base.loading import DEFAULT_BASE, SharedBase, load_tokenizer
+from one4all_lc.base.loading import DEFAULT_BASE, DEFAULT_ENCODER, SharedBase, load_tokenizer
 from one4all_lc.base.quiet import quiet
 from one4all_lc.card import ExpertCard
 from one4all_lc.errors import InvalidInput
@@ -22,9 +25,12 @@ from one4all_lc.folder import (
     read_exemplars_file,
     sha256_of,
 )
+from one4all_lc.head import CHAT
 from one4all_lc.training.checking import DataReport, check
 from one4all_lc.training.curve import CURVE_FILE, loss_curve
 from one4all_lc.training.data import Fields, Row
+from one4all_lc.training.kinds.examples import Labelling
+from one4all_lc.training.kinds.fitting import head_card, look_at_kind, reader_of
 from one4all_lc.training.progress import ProgressBar, Watcher
 from one4all_lc.training.proving import Publication
 from one4all_lc.training.recipe import ALL_LINEAR, About, Recipe
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
+    from one4all_lc.training.trainer import Objective
+
 
 def train_expert(
     folder: str | Path,
@@ -51,7 +59,7 @@ def train_expert(
     *,
     about: About | None = None,
     recipe: Recipe | None = None,
-    base: str = DEFAULT_BASE,
+    base: str | None = None,
     resume: bool = False,
     fields: Fields | None = None,
     exemplars: str | Path | None = None,
@@ -65,10 +73,11 @@ def train_expert(
 
     Args:
         folder: The expert's folder, new or to be replaced; its name is the expert's.
-        data: Files and folders of `training.data` rows.
-        about: Title, description and the like; needed for a new expert.
+        data: Files and folders of `training.data` rows, or for experts that decide of
+            `training.kinds.rows`.
+        about: Title, description, kind and the like; needed for a new expert.
         recipe: How to train; what it leaves open is decided by the size of the data.
-        base: The base to train on, quantized as NF4.
+        base: The base to train on; by default `default_base` of the kind.
         resume: Go on from the last checkpoint of a run that was stopped.
         fields: What the data calls its fields.
         exemplars: A file of exemplars to give the expert; by default those that it has.
@@ -85,34 +94,43 @@ def train_expert(
     """
     folder, recipe = Path(folder).resolve(), recipe or Recipe()
     card = card_facts(folder, about or About())
+    kind = card["kind"]
+    base = base or default_base(kind)
     given = _exemplars(Path(exemplars)) if exemplars else ()
     publication = publication or Publication()
-    publication.check(card["metric"])  # what it needs is missed now rather than after the training
-    report = look_at(data, base, recipe, fields, card["system_prompt"])
+    publication.check(
+        card["metric"], kind
+    )  # what it needs is missed now rather than after the training
+    report = look_at(data, base, recipe, fields, card["system_prompt"], kind)
     report.raise_refused()
     if look:
         look(report)
     publication.check_rows(report.rows)
     learned = report.of_split("train")
-    recipe = recipe.for_data([len(example) for example in learned])
+    recipe = recipe.for_data([len(example) for example in learned], decides=kind != CHAT)
     run = {"base": base, "recipe": recipe.as_dict(), "data": data_facts(data)}
-    run["system_prompt"] = card["system_prompt"]
+    run |= {"system_prompt": card["system_prompt"], "kind": kind}
     work, made = work_folder(folder, run, resume=resume)
     card["training"] = {
         "data": run["data"],
         "license": card.pop("license"),
-        "rows": len(learned),
+        "rows": sum(row.split == "train" for row in report.rows),
         "rows_left_out": report.left_out,
-        "dev_rows": len(report.of_split("dev")),
+        "dev_rows": sum(row.split == "dev" for row in report.rows),
         "recipe": run["recipe"],
         "fields": asdict(fields or Fields()),
         **(facts or {}),
     }
     made_by = _fit(base, report, recipe, work, made)
     card["training"] |= made_by.facts
-    card |= {"base": base, "fingerprint": made_by.fingerprint}
+    card |= {"base": base, "fingerprint": made_by.fingerprint, **made_by.head}
     making = Making(folder, work, made, card, report.rows, given, recipe.seed)
     return finished(making, publication)
+
+
+def default_base(kind: str) -> str:
+    """Return the embedded base that experts of a kind are made on."""
+    return DEFAULT_BASE if kind == CHAT else DEFAULT_ENCODER
 
 
 def _exemplars(path: Path) -> tuple[Exemplar, ...]:
@@ -164,8 +182,11 @@ def look_at(
     recipe: Recipe,
     fields: Fields | None = None,
     system_prompt: str = "",
+    kind: str = CHAT,
 ) -> DataReport:
     """Look at the data as a training would; refuse nothing yet."""
+    if kind != CHAT:
+        return look_at_kind(kind, data, base, recipe.max_tokens, fields)
     tokenizer, most = load_tokenizer(base), recipe.max_tokens
     return check(data, tokenizer, fields=fields, system_prompt=system_prompt, max_tokens=most)
 
@@ -176,6 +197,7 @@ class _Fitted:
 
     fingerprint: Any
     facts: dict[str, Any]
+    head: dict[str, Any]
 
 
 def _fit(base: str, report: DataReport, recipe: Recipe, work: Path, made: Path) -> _Fitted:
@@ -183,20 +205,25 @@ def _fit(base: str, report: DataReport, recipe: Recipe, work: Path, made: Path) 
     from one4all_lc.training.memory import forget_peak, peak_bytes
     from one4all_lc.training.trainer import Training
 
+    labelling: Labelling | None = report.labelling
     shared = training_base(base, recipe.quantization, recipe.max_tokens)
     forget_peak(shared.device)
     model = with_adapter(shared, recipe)
+    learner, objective = _learner(model, labelling, shared)
     learned, dev = report.of_split("train"), report.of_split("dev")
     with quiet(), ProgressBar() as bar, repeatable(shared.device):
-        standing = Training(model, learned, dev, recipe, work / CHECKPOINT_FILE, bar).run()
+        checkpoint = work / CHECKPOINT_FILE
+        standing = Training(learner, learned, dev, recipe, checkpoint, bar, objective).run()
         peak = peak_bytes(shared.device)
         _note_memory(bar, peak, shared.device)
     save_adapter(model, shared.facts.id, made)
+    head = head_card(learner, labelling, made, recipe.max_tokens) if labelling else {}
     drawn = loss_curve(standing, made / CURVE_FILE, f"{made.name} on {base}")
     facts = {
         "base_quantization": shared.quantization,
         "steps": standing.step,
         "best_step": standing.best_step or standing.step,
+        "first_loss": round(standing.losses[0], 4),
         "final_loss": round(standing.final_loss, 4),
         "dev_losses": [[step, round(loss, 4)] for step, loss in standing.dev_losses],
         "tokens": standing.tokens,
@@ -208,7 +235,19 @@ def _fit(base: str, report: DataReport, recipe: Recipe, work: Path, made: Path) 
         "curve": CURVE_FILE if drawn else None,
         "versions": versions(),
     }
-    return _Fitted(shared.facts.fingerprint, facts)
+    return _Fitted(shared.facts.fingerprint, facts, head)
+
+
+def _learner(
+    model: "PeftModel", labelling: Labelling | None, shared: SharedBase
+) -> tuple[Any, "Objective"]:
+    """Return the module that learns, and what."""
+    from one4all_lc.training.kinds.objective import Deciding
+    from one4all_lc.training.trainer import Answers
+
+    if labelling is None:
+        return model, Answers()
+    return reader_of(labelling, shared, model), Deciding(labelling, shared)
 
 
 def _note_memory(watcher: Watcher, peak: int, device: "torch.device") -> None:
@@ -243,7 +282,7 @@ def with_adapter(shared: SharedBase, recipe: Recipe) -> "PeftModel":
     set_seed(recipe.seed)
     named = list(recipe.targets)
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="FEATURE_EXTRACTION" if shared.encodes else "CAUSAL_LM",
         r=recipe.rank,
         lora_alpha=recipe.alpha,
         target_modules=ALL_LINEAR if named == [ALL_LINEAR] else named,

@@ -13,6 +13,9 @@ ALL_LINEAR = "all-linear"
 
 FEWEST_STEPS, MOST_STEPS = 20, 600
 
+ENCODER_RANK, ENCODER_STEPS, ENCODER_PASSES = 16, 2000, 4
+"""Of experts that decide: an encoder learns thousands of tokens in a second."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -59,23 +62,26 @@ class Recipe:
             msg = f"Training on {self.quantization!r} is not possible: use 'nf4' or 'none'."
             raise InvalidInput(msg)
 
-    def for_data(self, lengths: Sequence[int]) -> Self:
+    def for_data(self, lengths: Sequence[int], *, decides: bool = False) -> Self:
         """Decide what is open.
 
         Few rows are soon known by heart: they get fewer parameters, smaller steps and more passes.
 
         Args:
             lengths: Tokens of each training row.
+            decides: Whether it is for an expert that decides.
         """
-        rows, rank = len(lengths), self.rank or _rank(len(lengths))
-        passes, learning_rate = _passes(rows)
+        rows = len(lengths)
+        passes, learning_rate = (ENCODER_PASSES, 1e-3) if decides else _passes(rows)
+        rank = self.rank or (ENCODER_RANK if decides else _rank(rows))
+        most = ENCODER_STEPS if decides else MOST_STEPS
         wanted = math.ceil(passes * sum(lengths) / self.batch_tokens)
         return dataclasses.replace(
             self,
             rank=rank,
             alpha=self.alpha or 2 * rank,
             learning_rate=self.learning_rate or learning_rate,
-            steps=self.steps or max(FEWEST_STEPS, min(MOST_STEPS, wanted)),
+            steps=self.steps or max(FEWEST_STEPS, min(most, wanted)),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -126,3 +132,4 @@ class About:
     generation: Mapping[str, Any] | None = None
     license: str | None = None
     metric: str | None = None
+    kind: str | None = None

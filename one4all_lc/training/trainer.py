@@ -1,4 +1,4 @@
-"""The training loop: answers are learned, the adapter that did best on dev rows is kept.
+"""The training loop: what is learned is the objective's, the adapter best on dev rows is kept.
 
 Each step depends on the one before it and on the seed alone, so that a run which was killed and
 goes on from its checkpoint gives the same weights, to the last bit on a CPU.
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from one4all_lc.base.quantized import stay_differentiable
 from one4all_lc.errors import InvalidInput
 from one4all_lc.training.batches import (
     Batch,
+    Lesson,
     Step,
     answer_loss,
     collate,
@@ -32,7 +34,7 @@ from one4all_lc.training.recipe import Recipe
 
 CHECKPOINT_STEPS = 20
 DEV_ROWS, DEV_TOKENS = 64, 8192
-"""Dev rows that are measured during a training, at most."""
+"""Dev rows of a decoder that are measured during a training, at most."""
 
 DEV_MEASUREMENTS = 12
 """How often, over the whole of it."""
@@ -41,36 +43,85 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """What AdamW keeps of each parameter."""
 
 
+class Objective(Protocol):
+    """What a batch is, and what its loss is.
+
+    Attributes:
+        dev_rows: Dev rows that are measured during a training, at most.
+        dev_tokens: Their tokens, at most.
+        pads: Whether rows of one forward lie under one another.
+    """
+
+    dev_rows: int
+    dev_tokens: int
+    pads: bool
+
+    def prepare(self, model: nn.Module, recipe: Recipe, device: torch.device) -> str:
+        """Prepare a model; say what of the recipe is not done, if anything."""
+
+    def lay(self, rows: Sequence[Any]) -> Batch:
+        """Lay rows out for one forward; `labels` from 0 are learned."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summed loss of what is learned."""
+
+
+class Answers:
+    """The objective of decoders: each token of an answer, from what stands before it."""
+
+    dev_rows, dev_tokens = DEV_ROWS, DEV_TOKENS
+
+    def __init__(self) -> None:
+        self.pads = True
+
+    def prepare(self, model: nn.Module, recipe: Recipe, device: torch.device) -> str:
+        """Find out whether rows can be packed."""
+        self.pads = not (recipe.packing and keeps_apart(model, device))
+        lost = recipe.packing and self.pads
+        return "rows are not packed: the base does not keep them apart" * lost
+
+    def lay(self, rows: Sequence[Example]) -> Batch:
+        """Lay rows under one another, or one after another."""
+        return collate(rows) if self.pads else pack(rows)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the summed cross entropy of the answers' tokens."""
+        return answer_loss(model, batch)
+
+
 class Training:
     """One adapter, learning.
 
     Args:
-        model: A PEFT model; its trainable parameters are learned, whatever trained it before.
+        model: What the objective takes, a PEFT model for example; its trainable parameters are
+            learned, whatever trained it before.
         examples: Training rows.
         dev: Rows to measure on meanwhile; without any, the last step's adapter is the result.
         recipe: How; nothing in it may be open (`Recipe.for_data`).
         checkpoint: The file that the training goes on from, if it is there.
         watcher: Is told of every step.
+        objective: What is learned; by default answers.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        examples: Sequence[Example],
-        dev: Sequence[Example],
+        examples: Sequence[Lesson],
+        dev: Sequence[Lesson],
         recipe: Recipe,
         checkpoint: Path,
         watcher: Watcher,
+        objective: Objective | None = None,
     ) -> None:
         self._model, self._recipe = model, recipe
-        self._examples, self._dev = examples, dev_batches(dev, recipe)
+        self._objective: Objective = objective or Answers()
+        self._examples, self._dev = examples, dev_batches(dev, recipe, self._objective)
         self._checkpoint, self._watcher = checkpoint, watcher
         named = ((name, item) for name, item in model.named_parameters() if item.requires_grad)
         self._learned = dict(named)
         self._best: dict[str, Tensor] = {}
         self._standing = Standing()
         self._steps = recipe.steps or 0
-        self._lay: Callable[[Sequence[Example]], Batch] = collate
         parameters = list(self._learned.values())
         self._optimizer = torch.optim.AdamW(
             parameters, lr=recipe.learning_rate or 0.0, weight_decay=0.0, fused=True
@@ -84,10 +135,9 @@ class Training:
         """
         stay_differentiable(self._model)
         self._resume()
-        if self._recipe.packing and keeps_apart(self._model, self._device):
-            self._lay = pack
-        elif self._recipe.packing:
-            self._watcher.note("rows are not packed: the base does not keep them apart")
+        lost = self._objective.prepare(self._model, self._recipe, self._device)
+        if lost:
+            self._watcher.note(lost)
         self._watcher.begin(self._standing.step, self._steps)
         for step in islice(steps_of(self._examples, self._recipe), self._standing.step, None):
             if self._done:
@@ -117,7 +167,7 @@ class Training:
         standing.step += 1
         standing.losses.append(loss)
         standing.tokens += step.tokens
-        standing.padding += step.padding if self._lay is collate else 0
+        standing.padding += step.padding if self._objective.pads else 0
         self._watcher.stepped(standing.step, loss)
         last = standing.step >= self._steps
         every = max(1, self._steps // DEV_MEASUREMENTS)
@@ -133,7 +183,7 @@ class Training:
             group["lr"] = self._learning_rate()
         total = torch.zeros((), device=self._device)
         for rows in step.micro:
-            loss = answer_loss(self._model, self._placed(rows)) / step.answer_tokens
+            loss = self._objective.loss(self._model, self._placed(rows)) / step.learned
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         mean = float(total)
@@ -159,7 +209,8 @@ class Training:
     def _compare(self) -> None:
         """Measure on the dev rows; keep the adapter if it is the best so far."""
         standing = self._standing
-        loss, best = dev_loss(self._model, self._dev, self._device), standing.best_loss
+        loss = dev_loss(self._model, self._dev, self._device, self._objective.loss)
+        best = standing.best_loss
         standing.dev_losses.append((standing.step, loss))
         standing.stale += 1
         if loss < best:
@@ -170,8 +221,8 @@ class Training:
     def _device(self) -> torch.device:
         return next(iter(self._learned.values())).device
 
-    def _placed(self, rows: Sequence[Example]) -> Batch:
-        return {name: item.to(self._device) for name, item in self._lay(rows).items()}
+    def _placed(self, rows: Sequence[Lesson]) -> Batch:
+        return {name: item.to(self._device) for name, item in self._objective.lay(rows).items()}
 
     def _save(self) -> None:
         tensors = {f"learned.{name}": item.detach() for name, item in self._learned.items()}
@@ -203,33 +254,38 @@ class Training:
                 self._learned[name].copy_(tensor)
 
 
-def dev_batches(dev: Sequence[Example], recipe: Recipe) -> list[Batch]:
+def dev_batches(dev: Sequence[Lesson], recipe: Recipe, objective: Objective) -> list[Batch]:
     """Draw the dev rows that are measured during a training, and lay them out."""
     if not dev:
         return []
-    drawn: list[Example] = []
-    room = DEV_TOKENS
-    for example in Random(recipe.seed).sample(dev, min(DEV_ROWS, len(dev))):
+    drawn: list[Lesson] = []
+    room = objective.dev_tokens
+    for example in Random(recipe.seed).sample(dev, min(objective.dev_rows, len(dev))):
         room -= len(example)
         if room >= 0 or not drawn:
             drawn.append(example)
     parts = cut(sorted(drawn, key=len), recipe.micro_tokens)
-    return [collate(part) for part in parts]
+    return [objective.lay(part) for part in parts]
 
 
-def dev_loss(model: nn.Module, batches: Sequence[Batch], device: torch.device) -> float:
-    """Return the mean loss of the answers' tokens.
+def dev_loss(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    device: torch.device,
+    loss: Callable[[nn.Module, Batch], Tensor] = answer_loss,
+) -> float:
+    """Return the mean loss of what is learned: by default the answers' tokens.
 
     The model must be one that `stay_differentiable` has prepared: in eval mode bitsandbytes would
     pack its layers for inference at this very forward, and no gradient would pass them again.
     """
-    total, tokens = 0.0, 0
+    total, learned = 0.0, 0
     with torch.no_grad():
         for batch in batches:
             placed = {name: item.to(device) for name, item in batch.items()}
-            total += float(answer_loss(model, placed))
-            tokens += int((batch["labels"] >= 0).sum())
-    return total / tokens
+            total += float(loss(model, placed))
+            learned += int((batch["labels"] >= 0).sum())
+    return total / max(1, learned)
 
 
 def keeps_apart(model: nn.Module, device: torch.device) -> bool:

@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import one4all_lc
-from one4all_lc.card import CARD_FILE, ExpertCard, check_name
+from one4all_lc.card import CARD_FILE, KINDS, METRICS_OF, ExpertCard, check_name
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import (
     CONFIG_FILE,
@@ -19,6 +19,7 @@ from one4all_lc.folder import (
     sha256_of,
     write_exemplars,
 )
+from one4all_lc.head import CHAT
 from one4all_lc.publishing import recover
 from one4all_lc.training.curve import CURVE_FILE
 from one4all_lc.training.data import Row
@@ -79,7 +80,7 @@ def card_facts(folder: Path, about: About) -> dict[str, Any]:
     """Join what was given with what the present card says; the version counts up.
 
     Raises:
-        InvalidInput: A new expert has no description.
+        InvalidInput: A new expert has no description, or what is there is of another kind.
         UnfitExpert: No expert may bear the folder's name, or its card cannot be read.
     """
     check_name(folder.name)
@@ -94,14 +95,20 @@ def card_facts(folder: Path, about: About) -> dict[str, Any]:
     if not description.strip():
         msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
         raise InvalidInput(msg)
+    kind = kept("kind", CHAT)
+    if kind not in KINDS or (old and kind != old.kind):
+        known = f"is a {old.kind} expert" if old else f"can be one of {list(KINDS)}"
+        msg = f"{folder.name!r} {known}, not of kind {kind!r}: name another folder or kind."
+        raise InvalidInput(msg)
     return {
         "name": folder.name,
+        "kind": kind,
         "title": kept("title", folder.name.replace("_", " ").replace("-", " ").capitalize()),
         "description": description,
         "languages": kept("languages", ("en",)),
         "system_prompt": kept("system_prompt", ""),
         "generation": kept("generation", {}),
-        "metric": kept("metric", "rouge_l"),
+        "metric": kept("metric", METRICS_OF[kind][0]),
         "license": about.license or present.get("training", {}).get("license", "unknown"),
         "version": present.get("version", 0) + 1,
     }
