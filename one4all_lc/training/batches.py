@@ -164,11 +164,14 @@ def answer_loss(model: "torch.nn.Module", batch: Batch) -> "torch.Tensor":
     """
     import torch
 
+    from one4all_lc.training.precision import as_base
+
     given = dict(batch)
     labels = given.pop("labels")
     # The column before a label predicts it, in one row as in another.
     learned = (labels != IGNORED).any(0).nonzero().flatten()
-    logits = model(**given, use_cache=False, logits_to_keep=learned - 1).logits
+    with as_base(model):
+        logits = model(**given, use_cache=False, logits_to_keep=learned - 1).logits
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(),
         labels[:, learned].flatten(),

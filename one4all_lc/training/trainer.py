@@ -29,6 +29,7 @@ from one4all_lc.training.batches import (
 )
 from one4all_lc.training.checkpoint import Standing, read_checkpoint, write_checkpoint
 from one4all_lc.training.data import Example
+from one4all_lc.training.precision import as_base, compute_as_base
 from one4all_lc.training.progress import Watcher
 from one4all_lc.training.recipe import Recipe
 
@@ -75,7 +76,8 @@ class Answers:
         self.pads = True
 
     def prepare(self, model: nn.Module, recipe: Recipe, device: torch.device) -> str:
-        """Find out whether rows can be packed."""
+        """Have the adapter compute in the base's type, and find out whether rows can be packed."""
+        compute_as_base(model, device)
         self.pads = not (recipe.packing and keeps_apart(model, device))
         lost = recipe.packing and self.pads
         return "rows are not packed: the base does not keep them apart" * lost
@@ -296,7 +298,7 @@ def keeps_apart(model: nn.Module, device: torch.device) -> bool:
     rows = [Example((7, 8, 9, 10), (11, 12)), Example((17, 18, 19, 20), (21, 22))]
     second = Example((27, 28, 29, 30), (31, 32))
     logits = []
-    with torch.no_grad():
+    with torch.no_grad(), as_base(model):
         for first in rows:
             batch = {name: item.to(device) for name, item in pack([first, second]).items()}
             del batch["labels"]

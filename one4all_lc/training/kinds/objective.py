@@ -11,6 +11,7 @@ from one4all_lc.base.heads import Head
 from one4all_lc.base.loading import SharedBase
 from one4all_lc.training.batches import IGNORED, Batch
 from one4all_lc.training.kinds.examples import KindExample, Labelling
+from one4all_lc.training.precision import as_base, compute_as_base
 from one4all_lc.training.recipe import Recipe
 
 
@@ -27,13 +28,8 @@ class Reader(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, **features: Tensor) -> Tensor:
-        """Return the head's logits of tokenized texts; see `base.heads.logits_of`.
-
-        On a processor or GPU that computes bfloat16 the encoder does, adapter included.
-        """
-        device = features["input_ids"].device
-        half = next(self.encoder.parameters()).dtype == torch.bfloat16
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        """Return the head's logits of tokenized texts; see `base.heads.logits_of`."""
+        with as_base(self.encoder):
             hidden = self.encoder(**features).last_hidden_state
         logits: Tensor = self.head(hidden, features["attention_mask"])
         return logits
@@ -51,20 +47,12 @@ class Deciding:
 
     def __init__(self, labelling: Labelling, base: SharedBase) -> None:
         self._kind, self._several = labelling.kind, labelling.several
-        self._base = base
         self._padding = base.tokenizer.pad_token_id or 0
         self._typed = "token_type_ids" in inspect.signature(base.model.forward).parameters
 
     def prepare(self, model: nn.Module, recipe: Recipe, device: torch.device) -> str:
-        """Have the adapter compute in the encoder's type: autocast decides, PEFT casts nothing.
-
-        On a CPU plain products are twice as fast as torch's fused attention with its gradients.
-        """
-        if device.type == "cpu":
-            self._base.model.set_attn_implementation("eager")
-        for module in model.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+        """Have the adapter compute in the encoder's type."""
+        compute_as_base(model, device)
         return "texts are not packed: an encoder reads them side by side" * recipe.packing
 
     def lay(self, rows: Sequence[KindExample]) -> Batch:
