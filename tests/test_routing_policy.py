@@ -107,7 +107,10 @@ def test_a_batch_is_embedded_once_and_what_more_is_read_once(two):
     """Lost otherwise: every follow-up question costs a call of a remote embedder."""
     embeddings = fake()
     router = SemanticRouter(
-        library=two, embeddings=embeddings, client=chromadb.EphemeralClient(), target_retention=0.5
+        library=two,
+        embeddings=embeddings,
+        client=chromadb.EphemeralClient(),
+        negatives=["Who is that?"],
     )
     router.refresh()
     embeddings.calls = 0

@@ -82,6 +82,10 @@ class Fitted(ABC):
             raise InvalidInput(msg)
         return write_fit(folder, state.scorer, self._facts(state.experts))
 
+    async def asave(self, folder: str | Path) -> Path:
+        """As `save`, without blocking the event loop."""
+        return await run_in_executor(None, self.save, folder)
+
     def load(self, folder: str | Path, *, refit: bool = True) -> str | None:
         """Take up what was fitted before instead of fitting.
 

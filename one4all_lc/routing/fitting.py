@@ -1,7 +1,7 @@
 """Fits a `Scorer`: what is chosen is chosen by exemplars that are held out, one at a time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Self
 
@@ -26,6 +26,8 @@ BANDWIDTHS = (0.03, 0.05, 0.07, 0.1)
 WIDTHS = (0.3, 0.5, 0.8)
 RIDGE = 0.05
 GUARD_WIDTH, GUARD_RIDGE = 0.5, 0.1
+ENOUGH = 20
+"""Negatives of the user from which they alone show what is asked that is nobody's."""
 HELD_OUT = 400_000
 """Scores of held-out exemplars, experts times exemplars, beyond which a sample of them does."""
 NEVER = float("inf")
@@ -43,6 +45,7 @@ class Exemplars:
         language: (k, d) directions of language.
         vectors: (n, d) unit vectors without those directions.
         foreign: (m, d) the same of questions that are nobody's.
+        certain: How many of these, the last, the user has named.
         middle: (d,) the middle of what people ask; zero without a background.
     """
 
@@ -51,6 +54,7 @@ class Exemplars:
     language: Array
     vectors: Array
     foreign: Array
+    certain: int
     middle: Array
 
     @classmethod
@@ -75,7 +79,7 @@ class Exemplars:
         middle = everyday.mean(0) if len(everyday) else np.zeros(free.shape[1], "f4")
         kept = everyday[_apart(everyday - middle, free - middle, owners)]
         foreign = np.concatenate([kept, nobodys])
-        return cls(names, owners, language, free, foreign, middle)
+        return cls(names, owners, language, free, foreign, len(nobodys), middle)
 
     @property
     def counts(self) -> NDArray[np.intp]:
@@ -125,6 +129,9 @@ def fit(known: Exemplars, retention: float, settings: Settings | None) -> tuple[
             thresholds = np.minimum(thresholds, np.maximum(kept_out, least)).astype("f4")
     else:
         thresholds = np.full(len(known.names), _over_others(foreign.max(1), retention), "f4")
+    margins = (foreign[: len(known.foreign)] - thresholds).max(1)
+    told = margins[-known.certain :] if known.certain >= ENOUGH else margins
+    scope = replace(scope, sigmoid=sigmoid_of(own - thresholds[best], told))
     return (
         known.names,
         known.owners,
@@ -213,7 +220,7 @@ def _scope(
     strangers = _parts(groups, far, spread, values[-len(away) :])
     if not len(held_out):
         scales = tuple(_scale(part) for part in strangers)
-        scope = InScope(middle, foreign, guard, spread, scales, (1.0, 0.0))
+        scope = InScope(middle, foreign, guard, spread, scales)
         return scope, np.zeros(0, "f4"), scaled(strangers, scales)
     own = tuple(
         part if part.shape[1] == 1 else part[np.arange(len(best)), best, None]
@@ -221,8 +228,7 @@ def _scope(
     )
     scales = tuple(_scale(part) for part in own)
     mine, others = scaled(own, scales)[:, 0], scaled(strangers, scales)
-    fitted = sigmoid_of(mine, others.max(1)[: len(foreign)])
-    return InScope(middle, foreign, guard, spread, scales, fitted), mine, others
+    return InScope(middle, foreign, guard, spread, scales), mine, others
 
 
 def _parts(

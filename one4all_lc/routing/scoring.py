@@ -97,7 +97,7 @@ class InScope:
         guard: Fitted on the exemplars and those.
         spread: Bandwidth of the density: the deviation of the exemplars' cosines to each other.
         scales: Mean and deviation of best cosine, density and guard over held-out exemplars.
-        sigmoid: Slope and offset of the probability.
+        sigmoid: Slope and offset of the probability, on scores less thresholds.
     """
 
     middle: Middle
@@ -105,7 +105,7 @@ class InScope:
     guard: Probe
     spread: float
     scales: tuple[tuple[float, float], ...]
-    sigmoid: tuple[float, float]
+    sigmoid: tuple[float, float] = (1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Scorer:
             logs,
             np.exp(log_softmax(logs / self.classes.temperature)).astype("f4"),
             in_scope,
-            sigmoid(slope * in_scope + offset),
+            sigmoid(slope * (in_scope - self.thresholds) + offset),
             similarity,
         )
 
