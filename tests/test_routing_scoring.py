@@ -47,7 +47,7 @@ def test_thresholds_are_the_experts_own_shrunk_to_everybodys():
     found = thresholds_of(scores, owners, 3, 0.9)
     everybody = np.quantile(scores, 0.1)
     for index, count in enumerate((60, 5)):
-        trust = count / (count + 20)
+        trust = count / (count + 40)
         own = np.quantile(scores[owners == index], 0.1)
         assert found[index] == pytest.approx(trust * own + (1 - trust) * everybody, abs=1e-5)
     assert found[2] == pytest.approx(everybody, abs=1e-5)  # nothing of its own was held out

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from one4all_lc.routing.spaces import Array, log_softmax
 
-SHRINKAGE = 20
+SHRINKAGE = 40
 """Exemplars at which an expert's own threshold counts as much as the one of all experts."""
 SOMEBODYS = 0.8
 """The share of questions taken to be somebody's: exemplars cannot tell, and a router is put where
