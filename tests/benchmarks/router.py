@@ -3,10 +3,11 @@
     python -m tests.benchmarks.router [--data DIR] [--parts clinc mix languages speed finetune]
                                       [--seeds N ...] [--cache DIR] [--json]
 
-DIR, or $ONE4ALL_DATA, holds `clinc150`, `router_mix` and `massive_sample500`. Exemplars are drawn from the training rows by each seed, and all test rows are asked. Nothing is
-chosen, fitted or calibrated on test rows; semantic-router's `fit` is given all development rows,
-`oos` among them, which ours never sees. Its environment is built in the cache folder; vectors and
-its scores are kept there, so that a second run is quick.
+DIR, or $ONE4ALL_DATA, holds `clinc150`, `router_mix` and `massive_sample500`. Exemplars are drawn
+from the training rows by each seed, and all test rows are asked. Nothing is chosen, fitted or
+calibrated on test rows; semantic-router's `fit` is given all development rows, `oos` among them,
+which ours never sees. Its environment is built in the cache folder; vectors and its scores are kept
+there, so that a second run is quick.
 """
 
 import argparse
