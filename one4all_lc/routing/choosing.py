@@ -10,6 +10,7 @@ from one4all_lc.errors import InvalidInput
 from one4all_lc.routing.exemplars import ExemplarSet
 from one4all_lc.routing.route import Candidate, NearExemplar, Part, Reason, Route
 from one4all_lc.routing.scoring import Scorer, Scores
+from one4all_lc.routing.tuned import TunedScorer
 
 NEAREST = 3
 Several = Literal["best", "margin", "independent"]
@@ -62,7 +63,7 @@ def route_of(
     question: str,
     scores: Scores,
     row: int,
-    scorer: Scorer,
+    scorer: Scorer | TunedScorer,
     exemplars: ExemplarSet,
     policy: Policy,
     fingerprint: str,
@@ -94,7 +95,7 @@ def route_of(
     )
 
 
-def _candidate(scores: Scores, row: int, scorer: Scorer, index: int) -> Candidate:
+def _candidate(scores: Scores, row: int, scorer: Scorer | TunedScorer, index: int) -> Candidate:
     return Candidate(
         scorer.names[index],
         float(scores.class_score[row, index]),

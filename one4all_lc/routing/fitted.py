@@ -1,30 +1,39 @@
 """What a router has learnt: set anew, written to a file, taken up again."""
 
+import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
+from langchain_core.embeddings import Embeddings
 from langchain_core.runnables.config import run_in_executor
 
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import OOS, Exemplar, Expert
 from one4all_lc.routing.candidates import Candidates
+from one4all_lc.routing.exemplars import ExemplarStore, named
 from one4all_lc.routing.keeping import Facts, read_fit, write_fit
+from one4all_lc.routing.scoring import Scorer
 from one4all_lc.routing.state import State, digest, texts_of
+from one4all_lc.routing.tuned import TunedEmbeddings, TunedScorer, tune
+from one4all_lc.routing.tuning import TuningRecipe
 
-if TYPE_CHECKING:
-    from one4all_lc.routing.exemplars import ExemplarStore
+EMBEDDER = "embedder"
+"""Folder of a saved fit that has the embedder's adapter."""
 
 
 class Fitted(ABC):
     """The part of a router that fits, saves and loads."""
 
+    embeddings: Embeddings
     target_retention: float
     negatives: tuple[Exemplar, ...]
-    _store: "ExemplarStore"
+    _client: Any
+    _embedder: Embeddings
+    _store: ExemplarStore
     _refreshing: threading.Lock
     _state: State | None
 
@@ -33,6 +42,8 @@ class Fitted(ABC):
         *,
         target_retention: float | None = None,
         negatives: Iterable[str | Exemplar] | None = None,
+        finetune: bool | None = None,
+        recipe: TuningRecipe | None = None,
     ) -> Self:
         """Choose scores and set thresholds anew, on the exemplars as they are now.
 
@@ -42,12 +53,17 @@ class Fitted(ABC):
         Args:
             target_retention: In place of the one that the router was made with.
             negatives: In place of those that the router was made with.
+            finetune: Whether to train an adapter for the embedder on the exemplars, which takes
+                minutes and shows its progress on standard error; a question is embedded twice from
+                then on. False goes back to the embedder as it came; None leaves it as it is.
+            recipe: How it is trained; None takes the defaults.
 
         Returns:
             The router itself.
 
         Raises:
-            InvalidInput: `target_retention` is not between 0 and 1, or exemplars cannot be kept.
+            InvalidInput: `target_retention` is not between 0 and 1, exemplars cannot be kept, or
+                the embedder cannot be tuned.
         """
         if target_retention is not None:
             check_share("target_retention", target_retention)
@@ -56,6 +72,8 @@ class Fitted(ABC):
                 self.target_retention = target_retention
             if negatives is not None:
                 self.negatives = distinct(negatives)
+            if finetune is not None:
+                self._use(self._tuned(recipe or TuningRecipe()) if finetune else self.embeddings)
             self._state = self._prepare(self._experts(), None)
         return self
 
@@ -64,11 +82,30 @@ class Fitted(ABC):
         *,
         target_retention: float | None = None,
         negatives: Iterable[str | Exemplar] | None = None,
+        finetune: bool | None = None,
+        recipe: TuningRecipe | None = None,
     ) -> Self:
         """As `fit`, on a thread of its own."""
-        return await run_in_executor(
-            None, partial(self.fit, target_retention=target_retention, negatives=negatives)
+        fit = partial(
+            self.fit,
+            target_retention=target_retention,
+            negatives=negatives,
+            finetune=finetune,
+            recipe=recipe,
         )
+        return await run_in_executor(None, fit)
+
+    def _use(self, embeddings: Embeddings) -> None:
+        """Route by another embedder: its exemplars have a collection of their own."""
+        self._embedder = embeddings
+        self._store = ExemplarStore(embeddings, self._client)
+
+    def _tuned(self, recipe: TuningRecipe) -> TunedEmbeddings:
+        from one4all_lc.training.progress import ProgressBar
+
+        plain = ExemplarStore(self.embeddings, self._client).sync(self._experts(), self.negatives)
+        with ProgressBar() as bar:
+            return tune(self.embeddings, plain, bar, recipe)
 
     def save(self, folder: str | Path) -> Path:
         """Write what was fitted into a folder, with what it depends on; return the file.
@@ -80,7 +117,15 @@ class Fitted(ABC):
         if state.scorer is None:
             msg = "There is nothing to save: no expert is in use."
             raise InvalidInput(msg)
-        return write_fit(folder, state.scorer, self._facts(state.experts))
+        facts, beside = self._facts(state.experts), Path(folder) / EMBEDDER
+        shutil.rmtree(beside, ignore_errors=True)  # of an earlier fit
+        if not isinstance(state.scorer, TunedScorer):
+            return write_fit(folder, state.scorer, facts)
+        file = write_fit(folder, state.scorer.plain, facts)
+        write_fit(beside, state.scorer.tuned, facts)
+        assert isinstance(self._embedder, TunedEmbeddings)
+        self._embedder.write(beside)
+        return file
 
     async def asave(self, folder: str | Path) -> Path:
         """As `save`, without blocking the event loop."""
@@ -99,7 +144,7 @@ class Fitted(ABC):
         Raises:
             InvalidInput: There is no saved fit, or it does not suit and `refit` is off.
         """
-        scorer, facts = read_fit(folder)
+        scorer, facts = self._read(Path(folder))
         experts = self._experts()
         reason = facts.difference(self._facts(experts))
         if reason and not refit:
@@ -111,9 +156,22 @@ class Fitted(ABC):
         with self._refreshing:
             exemplars = self._store.sync(experts, self.negatives)
             mark, count = self._fingerprint_of(experts), len(exemplars.exemplars)
-            near = Candidates.of(self._store, exemplars, scorer)
-            self._state = State(experts, exemplars, scorer, mark, count, near)
+            near = None
+            if isinstance(scorer, Scorer):
+                near = Candidates.of(self._store, exemplars, scorer)
+            embedder = self._embedder
+            self._state = State(experts, exemplars, scorer, mark, embedder, count, near)
         return None
+
+    def _read(self, folder: Path) -> tuple[Scorer | TunedScorer, Facts]:
+        """Read a fit, and take its embedder into use if it has an adapter for this one."""
+        scorer, facts = read_fit(folder)
+        tuned = TunedEmbeddings.read(folder / EMBEDDER)
+        if tuned is None or named(self.embeddings)[1] != tuned.base:
+            self._use(self.embeddings)
+            return scorer, facts
+        self._use(tuned)
+        return TunedScorer(scorer, read_fit(folder / EMBEDDER)[0]), facts
 
     def _facts(self, experts: tuple[Expert, ...]) -> Facts:
         texts = digest(texts_of(experts, self.negatives))

@@ -14,7 +14,7 @@ from one4all_lc.library import Library
 from one4all_lc.routing.batches import READ, Batch, Rules
 from one4all_lc.routing.choosing import Policy, Several
 from one4all_lc.routing.embeddings import default_embeddings
-from one4all_lc.routing.exemplars import ExemplarSet, ExemplarStore, checked_vectors, embed, named
+from one4all_lc.routing.exemplars import ExemplarSet, checked_vectors, embed, named
 from one4all_lc.routing.fitted import Fitted, check_share, distinct
 from one4all_lc.routing.history import Reading, check_reading
 from one4all_lc.routing.live import LiveExemplars
@@ -22,6 +22,7 @@ from one4all_lc.routing.question import RouterInput, question_of
 from one4all_lc.routing.route import Candidate, NearExemplar, Part, Route
 from one4all_lc.routing.spaces import Array
 from one4all_lc.routing.state import State, digest, prepared, texts_of
+from one4all_lc.routing.tuned import TunedEmbeddings
 
 __all__ = ["Candidate", "NearExemplar", "Part", "Route", "RouterInput", "SemanticRouter"]
 
@@ -83,7 +84,8 @@ class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
         self.library = library
         self.embeddings = embeddings or default_embeddings()
         self.target_retention = target_retention
-        self._store = ExemplarStore(self.embeddings, client)
+        self._client = client
+        self._use(self.embeddings)
         self._refreshing = threading.Lock()
         self._state: State | None = None
 
@@ -93,7 +95,7 @@ class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the store: whoever loads it keeps exemplars in the cache folder."""
-        return _router_of, (self.library, self.embeddings, self._settings())
+        return _router_of, (self.library, self.embeddings, self._settings(), self._embedder)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -163,24 +165,25 @@ class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
         Raises:
             InvalidInput: There is no question in the input, or the exemplars cannot be kept.
         """
-        vectors = embed(self.embeddings, [question_of(question)[:READ]])
+        state = self._current()
+        vectors = embed(state.embedder, [question_of(question)[:READ]])
 
         def route(asked: RouterInput) -> Route:
-            return self._route_embedded(asked, vectors)
+            return self._route_embedded(asked, state, vectors)
 
-        return vectors[0].tolist(), self._call_with_config(route, question, config)
+        return _plain(state, vectors), self._call_with_config(route, question, config)
 
     async def aembed_and_route(
         self, question: RouterInput, config: RunnableConfig | None = None
     ) -> tuple[list[float], Route]:
         """As `embed_and_route`, with the embedder's own async method."""
-        rows = await self.embeddings.aembed_documents([question_of(question)[:READ]])
-        vectors = checked_vectors(self.embeddings, rows, 1)
+        state = await run_in_executor(None, self._current)
+        vectors = await _aembed(state, [question_of(question)[:READ]])
 
         async def route(asked: RouterInput) -> Route:
-            return await run_in_executor(None, self._route_embedded, asked, vectors)
+            return await run_in_executor(None, self._route_embedded, asked, state, vectors)
 
-        return vectors[0].tolist(), await self._acall_with_config(route, question, config)
+        return _plain(state, vectors), await self._acall_with_config(route, question, config)
 
     @property
     def fingerprint(self) -> str:
@@ -210,28 +213,28 @@ class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
     async def _aroute_one(self, input_: RouterInput) -> Route:
         return _only(await self._aroute_many([input_]))
 
-    def _route_embedded(self, input_: RouterInput, vectors: Array) -> Route:
+    def _route_embedded(self, input_: RouterInput, state: State, vectors: Array) -> Route:
         batch = Batch([input_], self.rules)
-        more = batch.route(self._current(), vectors)
-        return _only(batch.finish(embed(self.embeddings, more) if more else None))
+        more = batch.route(state, vectors)
+        return _only(batch.finish(embed(state.embedder, more) if more else None))
 
     def _route_many(self, inputs: list[RouterInput]) -> list[Exception | Route]:
         batch = Batch(inputs, self.rules)
-        state = self._current() if batch.texts else None
-        vectors = embed(self.embeddings, batch.texts) if state and state.scorer else None
-        more = batch.route(state, vectors)
-        return batch.finish(embed(self.embeddings, more) if more else None)
+        if not batch.texts:
+            batch.route(None, None)
+            return batch.finish(None)
+        state = self._current()
+        more = batch.route(state, embed(state.embedder, batch.texts) if state.scorer else None)
+        return batch.finish(embed(state.embedder, more) if more else None)
 
     async def _aroute_many(self, inputs: list[RouterInput]) -> list[Exception | Route]:
         batch = Batch(inputs, self.rules)
-        state = await run_in_executor(None, self._current) if batch.texts else None
-        vectors = await self._aembed(batch.texts) if state and state.scorer else None
-        more = batch.route(state, vectors)
-        return batch.finish(await self._aembed(more) if more else None)
-
-    async def _aembed(self, texts: list[str]) -> Array:
-        rows = await self.embeddings.aembed_documents(texts)
-        return checked_vectors(self.embeddings, rows, len(texts))
+        if not batch.texts:
+            batch.route(None, None)
+            return batch.finish(None)
+        state = await run_in_executor(None, self._current)
+        more = batch.route(state, await _aembed(state, batch.texts) if state.scorer else None)
+        return batch.finish(await _aembed(state, more) if more else None)
 
     def _experts(self) -> tuple[Expert, ...]:
         self.library.notice()
@@ -254,14 +257,16 @@ class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
         return prepared(experts, self._store, exemplars, mark, self.target_retention, before)
 
     def _fingerprint_of(self, experts: tuple[Expert, ...]) -> str:
-        facts = [*named(self.embeddings), repr(self._settings())]
+        facts = [*named(self._embedder), repr(self._settings())]
         return digest([*facts, *texts_of(experts, self.negatives)])
 
 
 def _router_of(
-    library: Library, embeddings: Embeddings, settings: dict[str, Any]
+    library: Library, embeddings: Embeddings, settings: dict[str, Any], embedder: Embeddings
 ) -> SemanticRouter:
-    return SemanticRouter(library=library, embeddings=embeddings, **settings)
+    router = SemanticRouter(library=library, embeddings=embeddings, **settings)
+    router._use(embedder)
+    return router
 
 
 def _only(results: list[Exception | Route]) -> Route:
@@ -269,3 +274,15 @@ def _only(results: list[Exception | Route]) -> Route:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+async def _aembed(state: State, texts: list[str]) -> Array:
+    rows = await state.embedder.aembed_documents(texts)
+    return checked_vectors(state.embedder, rows, len(texts))
+
+
+def _plain(state: State, vectors: Array) -> list[float]:
+    """Return what a store of documents knows of a question's vector (1, d), or (1, 2d) if tuned."""
+    tuned = isinstance(state.embedder, TunedEmbeddings)
+    plain: list[float] = (vectors[0, : vectors.shape[1] // 2] if tuned else vectors[0]).tolist()
+    return plain

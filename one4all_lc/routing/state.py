@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from langchain_core.embeddings import Embeddings
+
 from one4all_lc.folder import Exemplar, Expert
 from one4all_lc.routing.candidates import Candidates
 from one4all_lc.routing.exemplars import (
@@ -14,6 +16,7 @@ from one4all_lc.routing.exemplars import (
 )
 from one4all_lc.routing.scoring import Scorer, Scores, Settings
 from one4all_lc.routing.spaces import Array
+from one4all_lc.routing.tuned import TunedEmbeddings, TunedScorer
 
 AT_ONCE = 1000
 """Exemplars up to which everything is chosen anew when they change: it takes a second."""
@@ -30,14 +33,16 @@ class State:
         exemplars: Theirs, with embeddings.
         scorer: Fitted on them; None without experts.
         fingerprint: Of all that routes depend on.
+        embedder: Of the exemplars; questions must be embedded by the same.
         chosen_for: How many exemplars there were when the settings were chosen.
         candidates: The index of very many exemplars; None where every one is compared.
     """
 
     experts: tuple[Expert, ...]
     exemplars: ExemplarSet
-    scorer: Scorer | None
+    scorer: Scorer | TunedScorer | None
     fingerprint: str
+    embedder: Embeddings
     chosen_for: int = 0
     candidates: Candidates | None = None
 
@@ -70,7 +75,11 @@ def prepared(
     """Fit a scorer, with the settings of the state before where little has changed since."""
     count = len(exemplars.exemplars)
     if not experts:
-        return State(experts, exemplars, None, fingerprint)
+        return State(experts, exemplars, None, fingerprint, store.embeddings)
+    embeddings = store.embeddings
+    if isinstance(embeddings, TunedEmbeddings):
+        tuned = TunedScorer.fit(exemplars, target_retention, embeddings.temperature)
+        return State(experts, exemplars, tuned, fingerprint, embeddings, count)
     settings = _kept_settings(before, exemplars) if before else None
     scorer = Scorer.fit(
         exemplars.vectors,
@@ -83,7 +92,7 @@ def prepared(
     )
     chosen_for = before.chosen_for if before and settings else count
     near = Candidates.of(store, exemplars, scorer)
-    return State(experts, exemplars, scorer, fingerprint, chosen_for, near)
+    return State(experts, exemplars, scorer, fingerprint, embeddings, chosen_for, near)
 
 
 def _kept_settings(before: State, exemplars: ExemplarSet) -> Settings | None:
