@@ -13,14 +13,15 @@ from one4all_lc.routing.embeddings import QuestionEmbeddings
 from one4all_lc.routing.exemplars import ExemplarSet
 from one4all_lc.routing.router import SemanticRouter
 from one4all_lc.routing.scoring import Scorer
-from one4all_lc.routing.tuned import TunedEmbeddings, TunedScorer
+from one4all_lc.routing.spaces import unit
+from one4all_lc.routing.tuned import TunedEmbeddings, TunedScorer, _held_out
 from one4all_lc.routing.tuning import TuningRecipe
 from one4all_lc.testing import FakeEmbeddings
 from tests.test_routing import FRUIT, SPACE, make_expert
 from tests.test_routing_scoring import blobs
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SHORT = TuningRecipe(rank=4, most_steps=6)
+SHORT = TuningRecipe(rank=4, most_steps=6, epochs=6, learning_rate=1e-3)
 ASKED = ["Is a pear sweet?", "How hot is Venus?", "Who won the match?"]
 
 
@@ -39,7 +40,10 @@ def tuned(library) -> SemanticRouter:
     router = SemanticRouter(
         library=library, embeddings=QuestionEmbeddings(MINILM), client=chromadb.EphemeralClient()
     )
-    return router.fit(finetune=True, recipe=SHORT)
+    with pytest.MonkeyPatch.context() as patched:
+        # Six exemplars cannot tell whether an adapter helps.
+        patched.setattr("one4all_lc.routing.tuned.WEIGHTS", (0.5,))
+        return router.fit(finetune=True, recipe=SHORT)
 
 
 def within(vectors):
@@ -52,7 +56,7 @@ def within(vectors):
 def test_the_adapter_draws_an_experts_exemplars_together(tuned):
     """Lost otherwise: minutes of training for the embedder that was there before."""
     vectors = np.array(tuned._embedder.embed_documents(FRUIT + SPACE))
-    plain, own = vectors[:, :384], vectors[:, 384:]
+    plain, own = (unit(half) for half in np.split(vectors, 2, axis=1))
     expected = QuestionEmbeddings(MINILM).embed_documents(FRUIT + SPACE)
     np.testing.assert_allclose(plain, expected, atol=1e-5)
     assert within(own) > within(plain) + 0.05
@@ -115,7 +119,28 @@ def test_what_cannot_be_tuned_is_refused(library, tmp_path):
         single.fit(finetune=True)
 
 
-def test_each_half_decides_its_own():
+def test_an_adapter_that_does_not_help_is_not_used(library, monkeypatch):
+    """Lost otherwise: accuracy, and twice the time for every question."""
+    monkeypatch.setattr("one4all_lc.routing.tuned._rehearse", lambda *_: (0.0, 1.0))
+    router = SemanticRouter(
+        library=library, embeddings=QuestionEmbeddings(MINILM), client=chromadb.EphemeralClient()
+    )
+    assert router.fit(finetune=True)._embedder is router.embeddings
+
+
+def test_held_out_exemplars_say_what_an_adapter_is_worth():
+    """Lost otherwise: an adapter that only knows its exemplars by heart decides everything."""
+    vectors, labels = blobs({"a": 30, "b": 30}, spread=1.2)
+    owners = np.array([label == "b" for label in labels], int)
+    kept = np.arange(2, 60, 3)
+    rest = np.setdiff1d(np.arange(60), kept)
+    noise = np.random.default_rng(0).normal(size=vectors.shape).astype("f4")
+    clean = _held_out(vectors, owners, rest, kept)
+    noisy = _held_out(unit(noise), owners, rest, kept)
+    assert clean[1] < noisy[1]
+
+
+def test_the_halves_together_say_whose_and_the_plain_one_whether_anybodys():
     """Lost otherwise: the adapter is trained, and what it learnt is not used."""
     plain, labels = blobs({"a": 12, "b": 12}, seed=1)
     own, _ = blobs({"a": 12, "b": 12}, seed=2)
@@ -129,7 +154,7 @@ def test_each_half_decides_its_own():
         both[:0],
     )
     found = TunedScorer.fit(known, 0.95, 2.0).score(both)
-    whose = Scorer.fit(own, labels, background=everyday).score(own)
+    whose = Scorer.fit(both, labels, background=known.background).score(both)
     anybodys = Scorer.fit(plain, labels, background=everyday).score(plain)
-    np.testing.assert_allclose(found.class_score, whose.class_score, atol=1e-5)
-    np.testing.assert_allclose(found.in_scope, anybodys.in_scope, atol=1e-5)
+    np.testing.assert_allclose(found.class_score, whose.class_score, atol=1e-3)
+    np.testing.assert_allclose(found.in_scope, anybodys.in_scope, atol=1e-3)

@@ -55,7 +55,8 @@ class Fitted(ABC):
             negatives: In place of those that the router was made with.
             finetune: Whether to train an adapter for the embedder on the exemplars, which takes
                 minutes and shows its progress on standard error; a question is embedded twice from
-                then on. False goes back to the embedder as it came; None leaves it as it is.
+                then on, unless the adapter was seen not to help. False goes back to the embedder
+                as it came; None leaves it as it is.
             recipe: How it is trained; None takes the defaults.
 
         Returns:
@@ -100,7 +101,7 @@ class Fitted(ABC):
         self._embedder = embeddings
         self._store = ExemplarStore(embeddings, self._client)
 
-    def _tuned(self, recipe: TuningRecipe) -> TunedEmbeddings:
+    def _tuned(self, recipe: TuningRecipe) -> Embeddings:
         from one4all_lc.training.progress import ProgressBar
 
         plain = ExemplarStore(self.embeddings, self._client).sync(self._experts(), self.negatives)

@@ -31,7 +31,7 @@ ENOUGH = 20
 HELD_OUT = 400_000
 """Scores of held-out exemplars, experts times exemplars, beyond which a sample of them does."""
 NEVER = float("inf")
-CAUTION = 0.03
+CAUTION = 0.1
 """By how much one of density and probe alone must fit better: with few exemplars it is luck."""
 
 

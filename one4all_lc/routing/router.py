@@ -22,7 +22,7 @@ from one4all_lc.routing.question import RouterInput, question_of
 from one4all_lc.routing.route import Candidate, NearExemplar, Part, Route
 from one4all_lc.routing.spaces import Array
 from one4all_lc.routing.state import State, digest, prepared, texts_of
-from one4all_lc.routing.tuned import TunedEmbeddings
+from one4all_lc.routing.tuned import TunedEmbeddings, plain_half
 
 __all__ = ["Candidate", "NearExemplar", "Part", "Route", "RouterInput", "SemanticRouter"]
 
@@ -284,5 +284,5 @@ async def _aembed(state: State, texts: list[str]) -> Array:
 def _plain(state: State, vectors: Array) -> list[float]:
     """Return what a store of documents knows of a question's vector (1, d), or (1, 2d) if tuned."""
     tuned = isinstance(state.embedder, TunedEmbeddings)
-    plain: list[float] = (vectors[0, : vectors.shape[1] // 2] if tuned else vectors[0]).tolist()
+    plain: list[float] = (plain_half(vectors) if tuned else vectors)[0].tolist()
     return plain

@@ -1,10 +1,11 @@
 """A router with an embedder of its own: what `fit(finetune=True)` makes, keeps and scores by.
 
 A question is embedded twice by one model, as it came and with the adapter: `[plain, tuned]`. Whose
-question it is, the tuned half decides. Whether it is anybody's, the plain one: the adapter has
-seen the exemplars, so they lie closer to each other than new questions ever will, and a threshold
-set on them would refuse those. For the same reason the temperature comes from a rehearsal, in which
-a third of the exemplars was kept from the adapter.
+question it is, both halves decide, for the adapter alone knows little beyond its exemplars. Whether
+it is anybody's, the plain half: the adapter has seen the exemplars, so they lie closer to each
+other than new questions ever will, and a threshold set on them would refuse those. For the same
+reason the temperature comes from a rehearsal, in which a third of the exemplars was kept from the
+adapter. How much the tuned half counts is chosen there as well; it may be nothing.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from one4all_lc.routing.candidates import EXACT, Near
 from one4all_lc.routing.embeddings import PROMPT, QuestionEmbeddings, load_embedder, prompt_of
 from one4all_lc.routing.exemplars import ExemplarSet
 from one4all_lc.routing.scoring import ClassScore, Scorer, Scores
-from one4all_lc.routing.spaces import Array
+from one4all_lc.routing.spaces import Array, unit
 from one4all_lc.routing.tuning import TuningRecipe, train_adapter
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOLD = "tuning.json"
+WEIGHTS = (0.0, 0.25, 0.5, 0.75)
+UNTRIED = (0.5, 2.0)
+"""Weight and temperature where exemplars are too few for a rehearsal."""
 REHEARSED = 3
 """One exemplar in so many is kept from the adapter that is trained first."""
 
@@ -47,31 +51,30 @@ class TunedEmbeddings(Embeddings):
     Args:
         base: The model's id.
         adapter: The bytes of PEFT's files, by name.
-        temperature: Of class scores, as found in rehearsal.
+        weight: What the tuned half counts, between 0 and 1.
+        temperature: Of class scores.
     """
 
-    def __init__(self, base: str, adapter: Mapping[str, bytes], temperature: float) -> None:
-        self.base, self.adapter, self.temperature = base, dict(adapter), temperature
+    def __init__(
+        self, base: str, adapter: Mapping[str, bytes], weight: float, temperature: float
+    ) -> None:
+        self.base, self.adapter = base, dict(adapter)
+        self.weight, self.temperature = weight, temperature
         weights = hashlib.sha256(self.adapter[FILES[1]]).hexdigest()
         self.model_name = f"{base}+{weights[:16]}"
         self._turn = threading.RLock()
         self._model: HuggingFaceEmbeddings | None = None
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, bytes], float]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str, dict[str, bytes], float, float]]:
         """Pickle without the loaded model."""
-        return type(self), (self.base, self.adapter, self.temperature)
+        return type(self), (self.base, self.adapter, self.weight, self.temperature)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return vectors of length 2d: as the model came, then with the adapter, each unit."""
+        """Return unit vectors of 2d numbers: as the model came, then with the adapter."""
         with self._turn, passing_threads():
-            model = self._loaded()
-            tuned = model.embed_documents(texts)
-            model._client.disable_adapters()
-            try:
-                plain = model.embed_documents(texts)
-            finally:
-                model._client.enable_adapters()
-        return [[*one, *other] for one, other in zip(plain, tuned, strict=True)]
+            both = _both(self._loaded(), texts)
+        vectors: list[list[float]] = _weighed(both, self.weight).tolist()
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         """Embed one text exactly as `embed_documents` would."""
@@ -82,7 +85,7 @@ class TunedEmbeddings(Embeddings):
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.adapter.items():
             (folder / name).write_bytes(data)
-        told = {"base": self.base, "temperature": self.temperature}
+        told = {"base": self.base, "weight": self.weight, "temperature": self.temperature}
         (folder / TOLD).write_text(json.dumps(told), encoding="utf-8")
 
     @classmethod
@@ -97,7 +100,7 @@ class TunedEmbeddings(Embeddings):
         try:
             told = json.loads((folder / TOLD).read_text(encoding="utf-8"))
             adapter = {name: (folder / name).read_bytes() for name in FILES}
-            return cls(told["base"], adapter, float(told["temperature"]))
+            return cls(told["base"], adapter, float(told["weight"]), float(told["temperature"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             msg = f"{folder} is no saved embedder ({error}): delete it and fit anew."
             raise InvalidInput(msg) from error
@@ -121,7 +124,7 @@ class TunedScorer:
 
     Attributes:
         plain: On vectors of the model as it came: whether a question is anybody's.
-        tuned: On vectors of the adapter: whose it is.
+        tuned: On both together: whose it is.
     """
 
     plain: Scorer
@@ -130,20 +133,21 @@ class TunedScorer:
     @classmethod
     def fit(cls, known: ExemplarSet, retention: float, temperature: float) -> Self:
         """Fit both on exemplars whose vectors are (n, 2d)."""
-        halves = [_halves(rows) for rows in (known.vectors, known.background, known.negatives)]
         languages = [item.language for item in known.exemplars]
         plain, tuned = (
-            Scorer.fit(rows, known.experts, languages, everyday, retention, nobodys)
-            for rows, everyday, nobodys in zip(*halves, strict=True)
+            Scorer.fit(vectors, known.experts, languages, background, retention, negatives)
+            for vectors, background, negatives in (
+                map(plain_half, (known.vectors, known.background, known.negatives)),
+                (known.vectors, known.background, known.negatives),
+            )
         )
         classes = replace(tuned.classes, temperature=temperature)
         return cls(plain, replace(tuned, classes=classes))
 
     def score(self, queries: Array, near: Near | None = None) -> Scores:
         """Score questions (q, 2d)."""
-        plain, tuned = _halves(queries)
-        whose = self.tuned.score(tuned)
-        anybodys = self.plain.score(plain, near)
+        whose = self.tuned.score(queries)
+        anybodys = self.plain.score(plain_half(queries), near)
         return replace(anybodys, class_score=whose.class_score, probability=whose.probability)
 
     @property
@@ -172,17 +176,25 @@ class TunedScorer:
         return self.plain.vectors
 
 
-def _halves(vectors: Array) -> tuple[Array, Array]:
-    if not vectors.size:
-        return vectors, vectors
-    middle = vectors.shape[1] // 2
-    return vectors[:, :middle], vectors[:, middle:]
+def plain_half(vectors: Array) -> Array:
+    """Return what the model gives without its adapter, unit vectors (n, d) of (n, 2d)."""
+    return unit(vectors[:, : vectors.shape[1] // 2]) if vectors.size else vectors
+
+
+def _weighed(both: Array, weight: float) -> Array:
+    """Return unit vectors (n, 2d) whose tuned half counts so much in their products."""
+    plain, tuned = np.split(both, 2, axis=1)
+    return np.concatenate([plain * (1 - weight) ** 0.5, tuned * weight**0.5], axis=1).astype("f4")
 
 
 def tune(
     embeddings: Embeddings, known: ExemplarSet, watcher: "Watcher", recipe: TuningRecipe
-) -> TunedEmbeddings:
+) -> Embeddings:
     """Train an adapter on exemplars, once without a third of them and once with all.
+
+    Returns:
+        The embedder with its adapter; the one that was given if exemplars that are kept from the
+        adapter fit no better with it.
 
     Raises:
         InvalidInput: The embedder's weights are not here, or there are too few or too many
@@ -197,14 +209,15 @@ def tune(
             f"expert, another expert, and at most {EXACT} in all."
         )
         raise InvalidInput(msg)
-    texts = [prompt_of(base, PROMPT) + item.text for item in known.exemplars]
-    temperature = _rehearse(base, texts, owners, watcher, recipe)
-    model = load_embedder(base)
-    train_adapter(model._client, texts, owners.tolist(), recipe, watcher)
+    texts = [item.text for item in known.exemplars]
+    weight, temperature = _rehearse(base, texts, owners, watcher, recipe)
+    if not weight:
+        return embeddings
+    model = _trained(base, texts, owners.tolist(), watcher, recipe)
     with tempfile.TemporaryDirectory() as folder:
         model._client.transformers_model.save_pretrained(folder)
         adapter = {name: Path(folder, name).read_bytes() for name in FILES}
-    return TunedEmbeddings(base, adapter, temperature)
+    return TunedEmbeddings(base, adapter, weight, temperature)
 
 
 def _rehearse(
@@ -213,24 +226,58 @@ def _rehearse(
     owners: NDArray[np.intp],
     watcher: "Watcher",
     recipe: TuningRecipe,
-) -> float:
-    """Return the temperature for exemplars that an adapter has not seen."""
+) -> tuple[float, float]:
+    """Return weight and temperature for exemplars that an adapter has not seen."""
     place = np.zeros(len(owners), int)
     for owner in np.unique(owners):
         place[owners == owner] = np.arange(int((owners == owner).sum()))
     kept = np.flatnonzero(place % REHEARSED == REHEARSED - 1)
     rest = np.setdiff1d(np.arange(len(owners)), kept)
     if not len(kept):
-        return 1.0
-    model = load_embedder(base)
-    train_adapter(model._client, [texts[i] for i in rest], owners[rest].tolist(), recipe, watcher)
-    vectors = model._client.encode(list(texts), normalize_embeddings=True, prompt="")
+        return UNTRIED
+    seen = [texts[index] for index in rest]
+    model = _trained(base, seen, owners[rest].tolist(), watcher, recipe)
+    both = _both(model, list(texts))
+    found = {weight: _held_out(_weighed(both, weight), owners, rest, kept) for weight in WEIGHTS}
+    best = min(found, key=lambda weight: found[weight][1])
+    words = ", ".join(f"{weight} {loss:.3f}" for weight, (_, loss) in found.items())
+    watcher.note(f"loss of {len(kept)} exemplars kept from the adapter, by its weight: {words}")
+    return best, found[best][0]
+
+
+def _held_out(
+    vectors: Array, owners: NDArray[np.intp], rest: NDArray[np.intp], kept: NDArray[np.intp]
+) -> tuple[float, float]:
+    """Return the temperature for the kept exemplars when fitted on the rest, and their loss."""
     scorer = Scorer.fit(vectors[rest], [str(owner) for owner in owners[rest]])
-    order = [scorer.names.index(str(owner)) for owner in owners[kept]]
-    logs = scorer.score(vectors[kept]).class_score
-    right = float((logs.argmax(1) == order).mean())
-    watcher.note(f"rehearsal: {right:.0%} of {len(kept)} exemplars kept from it go right")
-    return temperature_of(logs, np.array(order))[0]
+    order = np.array([scorer.names.index(str(owner)) for owner in owners[kept]])
+    return temperature_of(scorer.score(vectors[kept]).class_score, order)
+
+
+def _trained(
+    base: str,
+    texts: Sequence[str],
+    owners: Sequence[int],
+    watcher: "Watcher",
+    recipe: TuningRecipe,
+) -> "HuggingFaceEmbeddings":
+    model = load_embedder(base)
+    asked = [prompt_of(base, PROMPT) + text for text in texts]
+    train_adapter(model._client, asked, owners, recipe, watcher)
+    model._client.eval()
+    return model
+
+
+def _both(model: "HuggingFaceEmbeddings", texts: list[str]) -> Array:
+    """Embed (n, 2d) by a model with an adapter: as it came, then with the adapter."""
+    client: Any = model._client
+    tuned = model.embed_documents(texts)
+    client.disable_adapters()
+    try:
+        plain = model.embed_documents(texts)
+    finally:
+        client.enable_adapters()
+    return np.concatenate([np.array(plain, "f4"), np.array(tuned, "f4")], axis=1)
 
 
 def _base_of(embeddings: Embeddings) -> str:

@@ -41,10 +41,10 @@ class TuningRecipe:
     """
 
     rank: int = 16
-    epochs: int = 30
+    epochs: int = 8
     most_steps: int = 200
     batch: int = 100
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-4
     temperature: float = 0.1
     seed: int = 0
 
