@@ -6,6 +6,8 @@ single expert nowhere near it, so it is measured on these questions instead. The
 examples: an expert may be about any of their subjects, for each weighs one part in 64.
 """
 
+from one4all_lc.routing.negatives import GENERIC
+
 QUESTIONS = (
     "What time does the pharmacy close on Sundays?",
     "How many moons does Jupiter have?",
@@ -72,3 +74,6 @@ QUESTIONS = (
     "Are you a person or a machine?",
     "What did you mean by that?",
 )
+
+EVERYDAY = tuple(dict.fromkeys((*QUESTIONS, *GENERIC)))
+"""All of them, those of `negatives.py` included."""

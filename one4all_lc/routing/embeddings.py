@@ -46,7 +46,7 @@ class QuestionEmbeddings(Embeddings):
         """
         with self._turn:
             if self._model is None:
-                self._model = _load(self.model_name)
+                self._model = load_embedder(self.model_name)
             return self._model
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
@@ -62,7 +62,7 @@ class QuestionEmbeddings(Embeddings):
         """Embed texts that questions are to find, such as documents, as vectors of length 1."""
         with self._turn, passing_threads():
             model = self.load()
-            settings = {**model.encode_kwargs, "prompt": _prompt(self.model_name, PASSAGE_PROMPT)}
+            settings = {**model.encode_kwargs, "prompt": prompt_of(self.model_name, PASSAGE_PROMPT)}
             # A shallow copy: it shares the weights.
             return model.model_copy(update={"encode_kwargs": settings}).embed_documents(texts)
 
@@ -96,19 +96,24 @@ def default_embeddings() -> QuestionEmbeddings:
     return QuestionEmbeddings()
 
 
-def _prompt(model_name: str, prompt: str) -> str:
+def prompt_of(model_name: str, prompt: str) -> str:
     """Return the prompt for models of the E5 family; others were not trained with it."""
     return prompt if "e5" in Path(model_name).name.lower() else ""
 
 
-def _load(model_name: str) -> "HuggingFaceEmbeddings":
+def load_embedder(model_name: str) -> "HuggingFaceEmbeddings":
+    """Load a model of its own, shared with nobody.
+
+    Raises:
+        ModelNotFound: No place holds the model.
+    """
     import torch
     from langchain_huggingface import HuggingFaceEmbeddings
 
     from one4all_lc.base.embedded import resolve
     from one4all_lc.base.quiet import quiet
 
-    folder, prompt = resolve(model_name), _prompt(model_name, PROMPT)
+    folder, prompt = resolve(model_name), prompt_of(model_name, PROMPT)
     with quiet():
         return HuggingFaceEmbeddings(
             model_name=folder,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import OOS, Exemplar, Expert
-from one4all_lc.routing.background import QUESTIONS
+from one4all_lc.routing.background import EVERYDAY
 
 PROBE = "Which question belongs to whom?"
 _log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class ExemplarStore:
         experts = tuple(experts)
         own = [(expert.name, item) for expert in experts for item in exemplars_of(expert)]
         others = [("", item) for item in (*negatives, *negatives_of(experts))]
-        everyday = [("", Exemplar(text)) for text in QUESTIONS] if own else []
+        everyday = [("", Exemplar(text)) for text in EVERYDAY] if own else []
         with self._syncing:
             wanted = {digest(item.text): (name, item) for name, item in own + everyday + others}
             missing = {key: wanted[key] for key in wanted if key not in self._known}
@@ -142,7 +142,7 @@ class ExemplarStore:
         Raises:
             InvalidInput: The folder cannot be written.
         """
-        gone = sorted({digest(text) for text in texts if text not in QUESTIONS})
+        gone = sorted({digest(text) for text in texts if text not in EVERYDAY})
         if not gone:
             return
         with self._syncing, self._opened(self.fingerprint) as collection:

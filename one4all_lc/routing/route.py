@@ -128,6 +128,12 @@ class Route:
         )
         relation = "under" if self.abstained else "at or over"
         scores = f"in-scope score {self.in_scope:.2f} {relation} the threshold {self.threshold:.2f}"
+        if self.reason == "ambiguous":
+            other = self.experts[1].name
+            return f"Nobody is asked, for {best.name} and {other} are as likely: {facts}."
         if self.abstained:
             return f"No expert takes it: {facts}; {scores} of {best.name}."
-        return f"It goes to {best.name} ({best.probability:.0%}): {facts}; {scores}."
+        read = {"message": "", "last_turn": ", read with the turn before it,"}
+        read["previous_expert"] = ", as the turn before it did,"
+        why = read[self.history]
+        return f"It goes{why} to {best.name} ({best.probability:.0%}): {facts}; {scores}."

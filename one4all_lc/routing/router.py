@@ -1,65 +1,33 @@
 """The router: a Runnable from a question to a `Route`."""
 
-import hashlib
+import dataclasses
 import threading
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from collections.abc import Iterable
+from typing import Any, Self
 
-import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 
-from one4all_lc.errors import InvalidInput
-from one4all_lc.folder import Expert
+from one4all_lc.folder import Exemplar, Expert
 from one4all_lc.library import Library
-from one4all_lc.routing.candidates import Candidates
+from one4all_lc.routing.batches import READ, Batch, Rules
+from one4all_lc.routing.choosing import Policy, Several
 from one4all_lc.routing.embeddings import default_embeddings
-from one4all_lc.routing.exemplars import (
-    ExemplarSet,
-    ExemplarStore,
-    checked_vectors,
-    embed,
-    exemplars_of,
-    named,
-)
+from one4all_lc.routing.exemplars import ExemplarSet, checked_vectors, embed, named
+from one4all_lc.routing.fitted import Fitted, check_share, distinct
+from one4all_lc.routing.history import Reading, check_reading
 from one4all_lc.routing.live import LiveExemplars
 from one4all_lc.routing.question import RouterInput, question_of
-from one4all_lc.routing.route import Candidate, NearExemplar, Route
-from one4all_lc.routing.scoring import Array, Scorer, Scores
+from one4all_lc.routing.route import Candidate, NearExemplar, Part, Route
+from one4all_lc.routing.spaces import Array
+from one4all_lc.routing.state import State, digest, prepared, texts_of
+from one4all_lc.routing.tuned import TunedEmbeddings, plain_half
 
-__all__ = ["Candidate", "NearExemplar", "Route", "RouterInput", "SemanticRouter"]
-
-NEAREST = 3
-# Embedders read some 512 tokens; more text would only keep the tokenizer busy.
-READ = 8_000
+__all__ = ["Candidate", "NearExemplar", "Part", "Route", "RouterInput", "SemanticRouter"]
 
 
-@dataclass(frozen=True)
-class _State:
-    """The experts that were in use at one moment, ready to be scored."""
-
-    experts: tuple[Expert, ...]
-    exemplars: ExemplarSet
-    scorer: Scorer | None
-    fingerprint: str
-    candidates: Candidates | None = None
-
-    def score(self, vectors: Array) -> Scores | None:
-        """Score questions (q, d) by what is near them, or by everything where that is little."""
-        if self.scorer is None:
-            return None
-        near = self.candidates.of_questions(vectors) if self.candidates else None
-        return self.scorer.score(vectors, near)
-
-    def of(self, experts: tuple[Expert, ...]) -> bool:
-        """Tell whether these are the experts: a library puts a new object for every change."""
-        return len(experts) == len(self.experts) and all(
-            new is old for new, old in zip(experts, self.experts, strict=True)
-        )
-
-
-class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
+class SemanticRouter(LiveExemplars, Fitted, Runnable[RouterInput, Route]):
     """Route a question to the expert whose exemplars it is near, or to none.
 
     Takes a string, messages (the last human one is routed), a prompt value, or a mapping with
@@ -73,9 +41,17 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
         client: The Chroma client that keeps the exemplars; None keeps them in the cache folder.
         target_retention: The share of its own exemplars that each expert should take when each
             is held out: nearer to 1 abstains less.
+        negatives: Questions that are nobody's, beside those that experts' exemplars have labelled
+            `oos`: they show where domains end.
+        history: What decides where there are messages: `none`, the last human one alone;
+            `last_turn`, it and the whole turn before it; `auto`, it alone unless that abstains,
+            then the whole turn, then the expert that had answered.
+        decay: What an expert's in-scope probability keeps from one turn to the next, for `auto`.
+        several, within, at_least, min_margin, split: When several experts are chosen, and when
+            none is; see `one4all_lc.routing.choosing.Policy`.
 
     Raises:
-        InvalidInput: `target_retention` is not between 0 and 1.
+        InvalidInput: A setting is none of those, or not between 0 and 1.
 
     Example:
         router = SemanticRouter(library=Library("adapters/"))
@@ -89,16 +65,29 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
         embeddings: Embeddings | None = None,
         client: Any = None,
         target_retention: float = 0.95,
+        negatives: Iterable[str | Exemplar] = (),
+        history: Reading = "auto",
+        decay: float = 0.8,
+        several: Several = "best",
+        within: float = 0.2,
+        at_least: float = 0.5,
+        min_margin: float = 0.0,
+        split: bool = False,
     ) -> None:
-        if not 0 < target_retention < 1:
-            msg = f"target_retention is {target_retention}: give a share between 0 and 1."
-            raise InvalidInput(msg)
+        check_share("target_retention", target_retention)
+        self.rules = Rules(
+            check_reading(history, decay),
+            decay,
+            Policy(several, within, at_least, min_margin, split),
+        )
+        self.negatives = distinct(negatives)
         self.library = library
         self.embeddings = embeddings or default_embeddings()
         self.target_retention = target_retention
-        self._store = ExemplarStore(self.embeddings, client)
+        self._client = client
+        self._use(self.embeddings)
         self._refreshing = threading.Lock()
-        self._state: _State | None = None
+        self._state: State | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: copies of a chat model share the router."""
@@ -106,7 +95,16 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the store: whoever loads it keeps exemplars in the cache folder."""
-        return _router_of, (self.library, self.embeddings, self.target_retention)
+        return _router_of, (self.library, self.embeddings, self._settings(), self._embedder)
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "target_retention": self.target_retention,
+            "negatives": self.negatives,
+            "history": self.rules.history,
+            "decay": self.rules.decay,
+            **dataclasses.asdict(self.rules.policy),
+        }
 
     def invoke(
         self,
@@ -167,24 +165,25 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
         Raises:
             InvalidInput: There is no question in the input, or the exemplars cannot be kept.
         """
-        vectors = embed(self.embeddings, [question_of(question)[:READ]])
+        state = self._current()
+        vectors = embed(state.embedder, [question_of(question)[:READ]])
 
         def route(asked: RouterInput) -> Route:
-            return self._route_embedded(asked, vectors)
+            return self._route_embedded(asked, state, vectors)
 
-        return vectors[0].tolist(), self._call_with_config(route, question, config)
+        return _plain(state, vectors), self._call_with_config(route, question, config)
 
     async def aembed_and_route(
         self, question: RouterInput, config: RunnableConfig | None = None
     ) -> tuple[list[float], Route]:
         """As `embed_and_route`, with the embedder's own async method."""
-        rows = await self.embeddings.aembed_documents([question_of(question)[:READ]])
-        vectors = checked_vectors(self.embeddings, rows, 1)
+        state = await run_in_executor(None, self._current)
+        vectors = await _aembed(state, [question_of(question)[:READ]])
 
         async def route(asked: RouterInput) -> Route:
-            return await run_in_executor(None, self._route_embedded, asked, vectors)
+            return await run_in_executor(None, self._route_embedded, asked, state, vectors)
 
-        return vectors[0].tolist(), await self._acall_with_config(route, question, config)
+        return _plain(state, vectors), await self._acall_with_config(route, question, config)
 
     @property
     def fingerprint(self) -> str:
@@ -211,34 +210,37 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
     def _route_one(self, input_: RouterInput) -> Route:
         return _only(self._route_many([input_]))
 
-    def _route_embedded(self, input_: RouterInput, vectors: Array) -> Route:
-        return _only(_routes([question_of(input_)], self._current(), vectors))
-
     async def _aroute_one(self, input_: RouterInput) -> Route:
         return _only(await self._aroute_many([input_]))
 
+    def _route_embedded(self, input_: RouterInput, state: State, vectors: Array) -> Route:
+        batch = Batch([input_], self.rules)
+        more = batch.route(state, vectors)
+        return _only(batch.finish(embed(state.embedder, more) if more else None))
+
     def _route_many(self, inputs: list[RouterInput]) -> list[Exception | Route]:
-        questions = [_question_or_error(item) for item in inputs]
-        texts = [item[:READ] for item in questions if isinstance(item, str)]
-        state = self._current() if texts else None
-        vectors = embed(self.embeddings, texts) if state and state.scorer else None
-        return _routes(questions, state, vectors)
+        batch = Batch(inputs, self.rules)
+        if not batch.texts:
+            batch.route(None, None)
+            return batch.finish(None)
+        state = self._current()
+        more = batch.route(state, embed(state.embedder, batch.texts) if state.scorer else None)
+        return batch.finish(embed(state.embedder, more) if more else None)
 
     async def _aroute_many(self, inputs: list[RouterInput]) -> list[Exception | Route]:
-        questions = [_question_or_error(item) for item in inputs]
-        texts = [item[:READ] for item in questions if isinstance(item, str)]
-        state = await run_in_executor(None, self._current) if texts else None
-        vectors = None
-        if state and state.scorer:
-            rows = await self.embeddings.aembed_documents(texts)
-            vectors = checked_vectors(self.embeddings, rows, len(texts))
-        return _routes(questions, state, vectors)
+        batch = Batch(inputs, self.rules)
+        if not batch.texts:
+            batch.route(None, None)
+            return batch.finish(None)
+        state = await run_in_executor(None, self._current)
+        more = batch.route(state, await _aembed(state, batch.texts) if state.scorer else None)
+        return batch.finish(await _aembed(state, more) if more else None)
 
     def _experts(self) -> tuple[Expert, ...]:
         self.library.notice()
         return tuple(self.library)
 
-    def _current(self) -> _State:
+    def _current(self) -> State:
         """Return the state for the library as it is now."""
         experts = self._experts()
         state = self._state
@@ -246,42 +248,25 @@ class SemanticRouter(LiveExemplars, Runnable[RouterInput, Route]):
             return state
         with self._refreshing:
             if self._state is None or not self._state.of(experts):
-                self._state = self._prepare(experts)
+                self._state = self._prepare(experts, self._state)
             return self._state
 
-    def _prepare(self, experts: tuple[Expert, ...]) -> _State:
-        exemplars = self._store.sync(experts)
-        if not experts:
-            return _State(experts, exemplars, None, self._fingerprint_of(experts))
-        scorer = Scorer.fit(
-            exemplars.vectors,
-            exemplars.experts,
-            [item.language for item in exemplars.exemplars],
-            exemplars.background,
-            self.target_retention,
-        )
-        candidates = Candidates.of(self._store, exemplars)
-        return _State(experts, exemplars, scorer, self._fingerprint_of(experts), candidates)
+    def _prepare(self, experts: tuple[Expert, ...], before: State | None) -> State:
+        exemplars = self._store.sync(experts, self.negatives)
+        mark = self._fingerprint_of(experts)
+        return prepared(experts, self._store, exemplars, mark, self.target_retention, before)
 
     def _fingerprint_of(self, experts: tuple[Expert, ...]) -> str:
-        facts = [*named(self.embeddings), repr(self.target_retention)]
-        facts += [
-            f"{expert.name}\t{item.language}\t{item.text}"
-            for expert in experts
-            for item in exemplars_of(expert)
-        ]
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+        facts = [*named(self._embedder), repr(self._settings())]
+        return digest([*facts, *texts_of(experts, self.negatives)])
 
 
-def _router_of(library: Library, embeddings: Embeddings, target_retention: float) -> SemanticRouter:
-    return SemanticRouter(library=library, embeddings=embeddings, target_retention=target_retention)
-
-
-def _question_or_error(input_: RouterInput) -> str | InvalidInput:
-    try:
-        return question_of(input_)
-    except InvalidInput as error:
-        return error
+def _router_of(
+    library: Library, embeddings: Embeddings, settings: dict[str, Any], embedder: Embeddings
+) -> SemanticRouter:
+    router = SemanticRouter(library=library, embeddings=embeddings, **settings)
+    router._use(embedder)
+    return router
 
 
 def _only(results: list[Exception | Route]) -> Route:
@@ -291,60 +276,13 @@ def _only(results: list[Exception | Route]) -> Route:
     return result
 
 
-def _routes(
-    questions: list[str | InvalidInput], state: _State | None, vectors: Array | None
-) -> list[Exception | Route]:
-    """Turn the questions' vectors into routes, leaving errors in their places."""
-    routes: list[Exception | Route] = list(cast("list[Exception | Route]", questions))
-    asked = [index for index, item in enumerate(questions) if isinstance(item, str)]
-    scorer = state.scorer if state else None
-    scores = state.score(vectors) if state and vectors is not None else None
-    for row, index in enumerate(asked):
-        question = cast("str", questions[index])
-        if state is None or scorer is None or scores is None:
-            routes[index] = Route(
-                question, (), True, "empty", None, None, 0.0, (), state.fingerprint if state else ""
-            )
-        else:
-            routes[index] = _route(question, state, scorer, scores, row)
-    return routes
+async def _aembed(state: State, texts: list[str]) -> Array:
+    rows = await state.embedder.aembed_documents(texts)
+    return checked_vectors(state.embedder, rows, len(texts))
 
 
-def _route(question: str, state: _State, scorer: Scorer, scores: Scores, row: int) -> Route:
-    order = np.argsort(-scores.class_score[row], kind="stable")
-    probability = scores.probability[row]
-    best = order[0]
-    in_scope, threshold = scores.in_scope[row, best], scorer.thresholds[best]
-    matched = bool(in_scope >= threshold)
-    nearest = np.argsort(-scores.similarity[row], kind="stable")[:NEAREST]
-    return Route(
-        question=question,
-        experts=tuple(
-            Candidate(
-                scorer.names[i],
-                float(scores.class_score[row, i]),
-                float(probability[i]),
-                float(scores.in_scope[row, i]),
-                float(scores.in_scope_probability[row, i]),
-                float(scorer.thresholds[i]),
-            )
-            for i in order
-        ),
-        abstained=not matched,
-        reason="matched" if matched else "below_threshold",
-        in_scope=float(in_scope),
-        threshold=float(threshold),
-        margin=float(probability[best] - probability[order[1]]) if len(order) > 1 else 1.0,
-        nearest=tuple(
-            NearExemplar(
-                state.exemplars.exemplars[i].text,
-                state.exemplars.experts[i],
-                float(scores.similarity[row, i]),
-            )
-            for i in nearest
-        ),
-        fingerprint=state.fingerprint,
-        in_scope_probability=float(scores.in_scope_probability[row, best]),
-        chosen=(scorer.names[best],) if matched else (),
-        routed=question,
-    )
+def _plain(state: State, vectors: Array) -> list[float]:
+    """Return what a store of documents knows of a question's vector (1, d), or (1, 2d) if tuned."""
+    tuned = isinstance(state.embedder, TunedEmbeddings)
+    plain: list[float] = (plain_half(vectors) if tuned else vectors)[0].tolist()
+    return plain

@@ -65,6 +65,12 @@ LLAMACPP = Peer(
     modules=("llama_cpp",),
 )
 
+SEMANTIC_ROUTER = Peer(
+    "semantic-router",
+    ("semantic-router==1.1.1",),
+    modules=("semantic_router.routers",),
+)
+
 
 def python_of(peer: Peer, cache: Path) -> Path:
     """Return the interpreter of a peer's environment, which is built if it is not there.
