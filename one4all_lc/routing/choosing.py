@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from one4all_lc.errors import InvalidInput
 from one4all_lc.routing.exemplars import ExemplarSet
@@ -78,7 +79,7 @@ def route_of(
         reason = "below_threshold"
     elif policy.several == "best" and margin < policy.min_margin:
         reason = "ambiguous"
-    experts = tuple(_candidate(scores, row, scorer, int(index)) for index in order)
+    experts = _candidates(scores, row, scorer, order)
     return Route(
         question=question,
         experts=experts,
@@ -95,15 +96,19 @@ def route_of(
     )
 
 
-def _candidate(scores: Scores, row: int, scorer: Scorer | TunedScorer, index: int) -> Candidate:
-    return Candidate(
-        scorer.names[index],
-        float(scores.class_score[row, index]),
-        float(scores.probability[row, index]),
-        float(scores.in_scope[row, index]),
-        float(scores.in_scope_probability[row, index]),
-        float(scorer.thresholds[index]),
+def _candidates(
+    scores: Scores, row: int, scorer: Scorer | TunedScorer, order: NDArray[np.intp]
+) -> tuple[Candidate, ...]:
+    """Return the experts in that order; lists are made at once, a thousand `float()` take ms."""
+    columns = (
+        scores.class_score[row],
+        scores.probability[row],
+        scores.in_scope[row],
+        scores.in_scope_probability[row],
+        scorer.thresholds,
     )
+    names = [scorer.names[index] for index in order.tolist()]
+    return tuple(map(Candidate, names, *(column[order].tolist() for column in columns)))
 
 
 def _nearest(scores: Scores, row: int, exemplars: ExemplarSet) -> tuple[NearExemplar, ...]:

@@ -3,15 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Reason = Literal["matched", "below_threshold", "ambiguous", "empty", "removed"]
 History = Literal["message", "last_turn", "previous_expert"]
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One expert as the router sees it for one question.
+
+    A tuple, for a route has one for each of a thousand experts.
 
     Attributes:
         name: The expert.
@@ -110,7 +111,9 @@ class Route:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the route as JSON-ready values, `best` among them."""
-        return {**dataclasses.asdict(self), "best": self.best}
+        experts = tuple(item._asdict() for item in self.experts)
+        bare = dataclasses.asdict(dataclasses.replace(self, experts=()))
+        return {**bare, "experts": experts, "best": self.best}
 
     def explain(self, quote: Callable[[str], str] = repr) -> str:
         """Say in one sentence why the route is what it is.

@@ -199,10 +199,10 @@ class Scorer:
 
     def _in_scope(self, free: Array, similarity: Array) -> Array:
         scope = self.scope
-        cosines, centred = scope.middle.around(similarity, free)
         if scope.guard.linear:
-            guard = scope.guard.of_vectors(centred)
+            guard = scope.guard.of_vectors(scope.middle.own(free))
         else:
+            cosines, centred = scope.middle.around(similarity, free)
             rows = np.concatenate([cosines, centred @ scope.foreign.T], 1)
             guard = scope.guard.of_cosines(rows)
         best = self.groups.most(similarity)

@@ -41,10 +41,10 @@ class TuningRecipe:
     """
 
     rank: int = 16
-    epochs: int = 8
+    epochs: int = 6
     most_steps: int = 200
     batch: int = 100
-    learning_rate: float = 2e-4
+    learning_rate: float = 5e-4
     temperature: float = 0.1
     seed: int = 0
 

@@ -1,4 +1,19 @@
-"""What `fit(finetune=True)` gains on CLINC150's ten domains, twenty exemplars of each."""
+"""What `fit(finetune=True)` gains on CLINC150's ten domains, twenty exemplars of each.
+
+The bar of .05 is not reached. What was tried, on 900 development rows with one draw of exemplars
+(rank 16, all linear layers, 100 exemplars a step, supervised contrastive loss at temperature .1):
+accuracy with the adapter's vectors alone, and with the plain ones beside them.
+
+| embedder | epochs, learning rate | without | adapter alone | both |
+|---|---|---|---|---|
+| MiniLM | 4, 2e-4 | .822 | .834 | .822 |
+| MiniLM | 6, 5e-4 | .822 | .824 | .836 |
+| MiniLM | 10, 1e-3 | .822 | .792 | .827 |
+| e5 | 8, 1e-3 | .828 | .762 | .783 |
+
+Two hundred questions say little of 150 intents: more training knows them by heart. Thirty more of
+each domain do it: the same router without an adapter has .917 with fifty.
+"""
 
 import time
 from collections.abc import Sequence
