@@ -378,7 +378,7 @@ def test_documents_and_questions_get_e5s_own_prefixes(monkeypatch):
             assert self.encode_kwargs["normalize_embeddings"]
             return [self.encode_kwargs["prompt"] + text for text in texts]
 
-    monkeypatch.setattr(default, "_load", lambda name: Model())
+    monkeypatch.setattr(default, "load_embedder", lambda name: Model())
     questions = QuestionEmbeddings()
     passages = PassageEmbeddings(questions)
     assert passages.embed_documents(["a", "b"]) == ["passage: a", "passage: b"]
