@@ -98,9 +98,8 @@ def train_expert(
     base = base or default_base(kind)
     given = _exemplars(Path(exemplars)) if exemplars else ()
     publication = publication or Publication()
-    publication.check(
-        card["metric"], kind
-    )  # what it needs is missed now rather than after the training
+    # What measuring needs is missed now rather than after the training.
+    publication.check(card["metric"], kind)
     report = look_at(data, base, recipe, fields, card["system_prompt"], kind)
     report.raise_refused()
     if look:
