@@ -11,7 +11,9 @@ Which one computes a token depends on whether the token is decoded or read, not 
 are: so a row's answer does not depend on its neighbours.
 """
 
+import functools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -63,7 +65,11 @@ class Dense:
 
 
 class OneDnn:
-    """oneDNN's product of a bfloat16 weight in oneDNN's own layout."""
+    """oneDNN's product of a bfloat16 weight in oneDNN's own layout.
+
+    Many rows are multiplied a few at a time where oneDNN computes a row otherwise among many
+    (Intel's AMX): a row must not depend on its company.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
@@ -72,6 +78,13 @@ class OneDnn:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (rows, in) to (rows, out)."""
+        most = steady_rows()
+        if x.shape[0] <= most:
+            return self.at_once(x)
+        return torch.cat([self.at_once(part) for part in torch.split(x, most)])
+
+    def at_once(self, x: Tensor) -> Tensor:
+        """Map (rows, in) to (rows, out) as oneDNN does."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, self._weight, self._bias, "none", [], ""
         )
@@ -81,6 +94,23 @@ class OneDnn:
     def memory_bytes(self) -> int:
         """Bytes of the weight."""
         return self._bytes
+
+
+@functools.cache
+@torch.inference_mode()
+def steady_rows() -> int:
+    """Return up to how many rows oneDNN computes each of them with the bits that it has alone."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 576, generator=draw).bfloat16()
+    product = OneDnn(torch.randn(1536, 576, generator=draw).bfloat16()).at_once
+    alone = torch.cat([product(row) for row in torch.split(x, 1)])
+
+    def steady(rows: int) -> bool:
+        return torch.equal(product(x[:rows]), alone[:rows])
+
+    if all(map(steady, (*range(2, 64), 100, 128, 256))):
+        return sys.maxsize
+    return next(most for most in (32, 16, 8, 4, 2, 1) if all(map(steady, range(1, most + 1))))
 
 
 class Int8:
