@@ -29,7 +29,7 @@ def test_the_readmes_python_runs():
     assert ended.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["medical", "mobile", "sql"])
+@pytest.mark.parametrize("name", ["medical", "mobile", "shell", "sql"])
 def test_the_readmes_figures_are_the_cards(name):
     """Figures come from a measurement, not from memory: `train` and `eval` write the cards."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,3 +37,7 @@ def test_the_readmes_figures_are_the_cards(name):
     metrics = json.loads((ROOT / "adapters" / name / "expert.json").read_text())["metrics"]
     for metric in ("perplexity", "rouge_l", *(["exact_match"] if name == "sql" else [])):
         assert f"| {metrics[metric]['base']:.3f} | {metrics[metric]['expert']:.3f} |" in row
+    if name == "shell":
+        assert all(
+            f"{metrics['first_word'][who]:.3f}" in row for who in ("base", "nearest", "expert")
+        )

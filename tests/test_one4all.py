@@ -9,12 +9,13 @@ from one4all_lc.base.loading import describe
 from one4all_lc.folder import read_expert
 from tests.conftest import ADAPTERS
 
-SHIPPED = ("medical", "mobile", "sql")
+SHIPPED = ("medical", "mobile", "shell", "sql")
 SEED_QUESTION = "Which smartphone has the best camera in 2025?"
 IN_PERSIAN = "بهترین دوربین گوشی در 2025 کدام است؟"
 QUESTIONS = {
     "medical": "What are the symptoms of pneumonia?",
     "mobile": SEED_QUESTION,
+    "shell": "Find all files over 100 MB below this folder.",
     "sql": "How many players are from Spain?\nColumns: player, country, goals",
 }
 
@@ -90,9 +91,9 @@ def test_a_forced_expert_is_not_routed(one):
 
 def test_32_threads_get_the_answers_that_they_get_one_at_a_time(one):
     asked = [
-        (name, f"{QUESTIONS[name]}" if i < 3 else f"{QUESTIONS[name]} ({i})")
+        (name, f"{QUESTIONS[name]}" if i < len(SHIPPED) else f"{QUESTIONS[name]} ({i})")
         for i in range(32)
-        for name in [SHIPPED[i % 3]]
+        for name in [SHIPPED[i % len(SHIPPED)]]
     ]
 
     def answer(item):
