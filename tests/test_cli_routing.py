@@ -1,7 +1,6 @@
 """`exemplars`, `eval-router` and `route --explain`: one document with --json, nothing lost."""
 
 import json
-import sys
 
 import pytest
 
@@ -13,22 +12,13 @@ from tests.test_routing import FRUIT, SPACE, make_expert
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Return a function that runs `one4all` with an embedder without weights."""
+def run(run, monkeypatch, tmp_path):
+    """Run `one4all` with an embedder without weights."""
     monkeypatch.setenv("ONE4ALL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     for module in (cli.routing, cli.asking):
         monkeypatch.setattr(module, "embedder_of", lambda _: FakeEmbeddings())
-
-    def one4all(*arguments):
-        monkeypatch.setattr(sys, "argv", ["one4all", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            sys.exit(cli.main())
-        output = capsys.readouterr()
-        return ended.value.code or 0, output.out, output.err
-
-    return one4all
+    return run
 
 
 @pytest.fixture
