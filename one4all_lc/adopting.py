@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from one4all_lc.card import CARD_FILE, BaseFacts, ExpertCard, check_name, read_json
+from one4all_lc.card import (
+    CARD_FILE,
+    BaseFacts,
+    ExpertCard,
+    check_name,
+    facts_for_people,
+    read_json,
+)
 from one4all_lc.errors import InvalidInput, UnfitExpert
 from one4all_lc.folder import (
     CONFIG_FILE,
@@ -183,30 +190,18 @@ def _write_card(
     """Write the card: what was given, else what it came with, else what can be known."""
     came_with = ExpertCard.read(found).as_dict() if (found / CARD_FILE).is_file() else {}
 
-    def chosen(name: str, default: Any) -> Any:
-        given = getattr(about, name)
-        return came_with.get(name, default) if given is None else given
-
-    description = chosen("description", "")
-    if not description.strip():
-        msg = f"{made.name!r} is new here: describe in a sentence what it is for (--description)."
-        raise InvalidInput(msg)
-    training = dict(came_with.get("training", {}))
-    training["license"] = about.license or training.get("license", "unknown")
+    said = facts_for_people(made.name, about, came_with)
+    training = {**came_with.get("training", {}), "license": said.pop("license")}
     ExpertCard(
         name=made.name,
-        title=chosen("title", made.name.replace("_", " ").replace("-", " ").capitalize()),
-        description=description,
         base=base.id,
         fingerprint=base.fingerprint,
         weights_sha256=sha256_of(made / WEIGHTS_FILE),
-        languages=chosen("languages", ("en",)),
-        system_prompt=chosen("system_prompt", ""),
-        generation=chosen("generation", {}),
         training={**training, **origin},
         metrics=_metrics(came_with, base),
-        metric=chosen("metric", "rouge_l"),
+        metric=about.metric or came_with.get("metric", "rouge_l"),
         version=came_with.get("version", 1),
+        **said,
     ).write(made)
 
 

@@ -215,6 +215,36 @@ class ExpertCard:
         return cls.from_dict(read_json(folder / CARD_FILE), str(folder / CARD_FILE))
 
 
+def facts_for_people(name: str, about: Any, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Join what is said of an expert with what a card says of it already.
+
+    Args:
+        name: The expert's.
+        about: An `About` or an `Adoption`: what it has, unless None, has the last word.
+        card: The card's values; empty if there is none.
+
+    Raises:
+        InvalidInput: Neither describes it.
+    """
+
+    def chosen(fact: str, default: Any) -> Any:
+        given = getattr(about, fact)
+        return card.get(fact, default) if given is None else given
+
+    description = chosen("description", "")
+    if not description.strip():
+        msg = f"{name!r} is new: describe in a sentence what it is for (--description)."
+        raise InvalidInput(msg)
+    return {
+        "title": chosen("title", name.replace("_", " ").replace("-", " ").capitalize()),
+        "description": description,
+        "languages": chosen("languages", ("en",)),
+        "system_prompt": chosen("system_prompt", ""),
+        "generation": chosen("generation", {}),
+        "license": about.license or card.get("training", {}).get("license", "unknown"),
+    }
+
+
 def check_name(name: str) -> None:
     """Refuse a name that no expert may bear.
 

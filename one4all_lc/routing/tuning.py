@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from one4all_lc.errors import InvalidInput
+from one4all_lc.training.borrowed import run, silent_arguments
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -93,11 +94,7 @@ def train_adapter(
     model.add_adapter(config)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        losses = _run(model, texts, owners, recipe, watcher, folder)
-    if not all(map(math.isfinite, losses)):
-        msg = f"The loss became {losses[-1]}: try a learning rate under {recipe.learning_rate}."
-        raise InvalidInput(msg)
-    return losses
+        return _run(model, texts, owners, recipe, watcher, folder)
 
 
 def _run(
@@ -108,45 +105,24 @@ def _run(
     watcher: "Watcher",
     folder: str,
 ) -> list[float]:
-    import torch
-    from transformers import PrinterCallback, TrainerCallback
-
     trained, rows_of = _needed("sentence_transformers"), _needed("datasets").Dataset.from_dict
     steps = recipe.steps(len(texts))
 
-    class Told(TrainerCallback):  # type: ignore[misc]
-        """Tells the watcher."""
-
-        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any, **_: Any) -> None:
-            if "loss" in logs:
-                watcher.stepped(state.global_step, logs["loss"])
-
     arguments = trained.SentenceTransformerTrainingArguments(
-        output_dir=folder,
-        max_steps=steps,
         per_device_train_batch_size=min(recipe.batch, len(texts)),
         learning_rate=recipe.learning_rate,
         warmup_steps=max(1, steps // 10),
         lr_scheduler_type="linear",
         seed=recipe.seed,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        report_to=[],
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        **silent_arguments(folder, steps),
     )
     trainer = trained.SentenceTransformerTrainer(
         model=model,
         args=arguments,
         train_dataset=rows_of({"sentence": list(texts), "label": list(owners)}),
         loss=_contrastive(model, recipe.temperature),
-        callbacks=[Told()],
     )
-    trainer.remove_callback(PrinterCallback)  # it prints where JSON goes
-    watcher.begin(0, steps)
-    trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return run(trainer, steps, recipe.learning_rate, watcher)
 
 
 def _contrastive(model: "SentenceTransformer", temperature: float) -> Any:

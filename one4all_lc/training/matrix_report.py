@@ -1,12 +1,12 @@
 """What a matrix says: as JSON with its bars, as a page with heat maps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from one4all_lc.card import BASE, PERPLEXITY
+from one4all_lc.reports.bar import Bar
 from one4all_lc.reports.figures import heat_map
 from one4all_lc.reports.page import Fact, Page, Picture, Table
 from one4all_lc.training import intervals
@@ -19,32 +19,6 @@ METHOD = (
     f"differences the paired bootstrap over rows, {RESAMPLES} resamples, seed 0"
 )
 _TITLES = {BASE: "base, no expert", NEAREST: "nearest training answer"}
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A figure and what it must reach.
-
-    Attributes:
-        value: The figure; None if it was not measured.
-        bar: What it is held against.
-        at_most: The bar is an upper one.
-    """
-
-    value: float | None
-    bar: float
-    at_most: bool = False
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the figure reaches the bar; None if there is no figure."""
-        if self.value is None:
-            return None
-        return self.value <= self.bar if self.at_most else self.value >= self.bar
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return {"value": self.value, "bar": self.bar, "holds": self.holds}
 
 
 def bars_of(matrix: Matrix) -> dict[str, Bar]:

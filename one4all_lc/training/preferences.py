@@ -16,6 +16,7 @@ from one4all_lc.base.loading import SharedBase
 from one4all_lc.base.quiet import quiet
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import Expert, read_expert
+from one4all_lc.training.borrowed import run, silent_arguments
 from one4all_lc.training.data import Example, Fields, Row, encoded, read_rows
 from one4all_lc.training.evaluation import rouge_l
 from one4all_lc.training.progress import ProgressBar, Watcher
@@ -191,9 +192,7 @@ def _run(
     watcher: Watcher,
 ) -> list[float]:
     """Run TRL's trainer on what is tokenized already; return the losses by step."""
-    import torch
     from datasets import Dataset
-    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     class AsTokenized(DPOTrainer):  # type: ignore[misc]
@@ -205,38 +204,22 @@ def _run(
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = DPOConfig(
-            output_dir=folder,
             beta=recipe.beta,
             learning_rate=recipe.learning_rate,
-            max_steps=steps,
             per_device_train_batch_size=recipe.batch_pairs,
             max_length=recipe.max_tokens,
             lr_scheduler_type="cosine",
             gradient_checkpointing=False,
             bf16=False,
             seed=recipe.seed,
-            logging_steps=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            report_to=[],
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
+            **silent_arguments(folder, steps),
         )
         rows = Dataset.from_list([_as_trl(pair) for pair in pairs])
         trainer = AsTokenized(
             model=model, args=arguments, train_dataset=rows, processing_class=shared.tokenizer
         )
-        trainer.remove_callback(PrinterCallback)  # it prints where JSON goes
         _in_full(model)
-        watcher.begin(0, steps)
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    for step, loss in enumerate(losses, 1):
-        watcher.stepped(step, loss)
-    if not all(map(math.isfinite, losses)):
-        msg = f"The loss became {losses[-1]}: try a learning rate under {recipe.learning_rate}."
-        raise InvalidInput(msg)
-    return losses
+        return run(trainer, steps, recipe.learning_rate, watcher)
 
 
 def _in_full(model: "nn.Module") -> None:

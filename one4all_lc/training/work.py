@@ -9,7 +9,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import one4all_lc
-from one4all_lc.card import CARD_FILE, KINDS, METRICS_OF, ExpertCard, check_name
+from one4all_lc.card import CARD_FILE, KINDS, METRICS_OF, ExpertCard, check_name, facts_for_people
 from one4all_lc.errors import InvalidInput
 from one4all_lc.folder import (
     CONFIG_FILE,
@@ -87,15 +87,8 @@ def card_facts(folder: Path, about: About) -> dict[str, Any]:
     old = ExpertCard.read(folder) if (folder / CARD_FILE).exists() else None
     present: dict[str, Any] = old.as_dict() if old else {}
 
-    def kept(name: str, default: Any) -> Any:
-        given = getattr(about, name)
-        return present.get(name, default) if given is None else given
-
-    description = kept("description", "")
-    if not description.strip():
-        msg = f"{folder.name!r} is new: describe in a sentence what it is for (--description)."
-        raise InvalidInput(msg)
-    kind = kept("kind", CHAT)
+    said = facts_for_people(folder.name, about, present)
+    kind = about.kind or present.get("kind", CHAT)
     if kind not in KINDS or (old and kind != old.kind):
         known = f"is a {old.kind} expert" if old else f"can be one of {list(KINDS)}"
         msg = f"{folder.name!r} {known}, not of kind {kind!r}: name another folder or kind."
@@ -103,13 +96,8 @@ def card_facts(folder: Path, about: About) -> dict[str, Any]:
     return {
         "name": folder.name,
         "kind": kind,
-        "title": kept("title", folder.name.replace("_", " ").replace("-", " ").capitalize()),
-        "description": description,
-        "languages": kept("languages", ("en",)),
-        "system_prompt": kept("system_prompt", ""),
-        "generation": kept("generation", {}),
-        "metric": kept("metric", METRICS_OF[kind][0]),
-        "license": about.license or present.get("training", {}).get("license", "unknown"),
+        "metric": about.metric or present.get("metric", METRICS_OF[kind][0]),
+        **said,
         "version": present.get("version", 0) + 1,
     }
 

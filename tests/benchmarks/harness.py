@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from one4all_lc.base.threads import passing_threads
+from one4all_lc.reports.bar import Bar as Bar
 from tests.benchmarks.contention import TOLERATED_CORES, watch
 from tests.benchmarks.questions import QUESTIONS
 
@@ -137,28 +138,6 @@ def rate(counts: Sequence[int], tokens: int, seconds: float) -> float:
         msg = f"{tokens} tokens were asked of every row, they have {sorted(set(counts))}"
         raise RuntimeError(msg)
     return sum(counts) / seconds
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A figure and what it must reach.
-
-    Attributes:
-        value: The figure; None if it was not measured.
-        bar: What it is held against.
-        at_most: The bar is an upper one.
-    """
-
-    value: float | None
-    bar: float
-    at_most: bool = False
-
-    @property
-    def holds(self) -> bool | None:
-        """Whether the figure reaches the bar; None if there is no figure."""
-        if self.value is None:
-            return None
-        return self.value <= self.bar if self.at_most else self.value >= self.bar
 
 
 def report(
