@@ -11,9 +11,11 @@ from one4all_lc.base.compiled import (
     kernel,
     lora,
     nf4,
+    nf4_layout,
     norm,
     rotation,
     slots,
+    tiles,
     vectors,
 )
 from one4all_lc.base.compiled.kernel import bits_of
@@ -212,16 +214,20 @@ def test_norms_and_rotations_replace_only_what_is_the_same(base_fp32):
 
 
 @pytest.mark.skipif(not vectors.multiplies_pairs(), reason="the processor has no AVX512-BF16")
+@pytest.mark.parametrize("in_tiles", [False, True])
 @pytest.mark.parametrize(("outputs", "features"), [(64, 64), (96, 192), (576, 1536)])
-def test_products_with_nf4_weights(outputs, features):
+def test_products_with_nf4_weights(outputs, features, in_tiles, monkeypatch):
     """A wrong lane would be a base that talks nonsense, or nonsense in a full batch alone."""
+    if in_tiles and not tiles.multiplies_tiles():
+        pytest.skip("the processor has no AMX")
+    monkeypatch.setattr(nf4, "multiplies_tiles", lambda: in_tiles)
     torch.manual_seed(0)
     codes = torch.randint(0, 16, (outputs, features), dtype=torch.uint8)
-    scales = torch.rand(outputs, features // nf4.BLOCK) + 0.5
-    values = torch.tensor(nf4.VALUES, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
-    weight = values[codes.long()].double() * scales.double().repeat_interleave(nf4.BLOCK, 1)
+    scales = torch.rand(outputs, features // nf4_layout.BLOCK) + 0.5
+    values = torch.tensor(nf4_layout.VALUES, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    weight = values[codes.long()].double() * scales.double().repeat_interleave(nf4_layout.BLOCK, 1)
     x = torch.randn(45, features).bfloat16()
-    laid_out = nf4.packed(codes, scales)
+    laid_out = nf4_layout.packed(codes, scales)
     whole = nf4.multiply(x, laid_out, outputs)
     assert_close(whole, x.double() @ weight.T)
     for rows in (*range(1, 28), 32, 44):

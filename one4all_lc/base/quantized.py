@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from one4all_lc.base.compiled import nf4
+from one4all_lc.base.compiled import nf4, nf4_layout
 
 
 def dense_weight(layer: nn.Linear, dtype: torch.dtype) -> Tensor:
@@ -50,11 +50,14 @@ class Nf4:
         from bitsandbytes import functional
 
         quantized, state = functional.quantize_4bit(
-            weight.contiguous(), blocksize=nf4.BLOCK, quant_type="nf4", compress_statistics=False
+            weight.contiguous(),
+            blocksize=nf4_layout.BLOCK,
+            quant_type="nf4",
+            compress_statistics=False,
         )
         bytes_ = quantized.flatten()
         codes = torch.stack([bytes_ >> 4, bytes_ & 15], -1).view(outputs, features)
-        laid_out = nf4.packed(codes, state.absmax.view(outputs, -1))
+        laid_out = nf4_layout.packed(codes, state.absmax.view(outputs, -1))
         return cls(laid_out, (outputs, features), bias)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,27 +1,36 @@
 """Products with NF4 weights, of the few rows that decode as of the many of a prompt.
 
-    y[row, i] = sum over blocks b of scale[i, b] * (sum over k in b of x[row, k] * value[i, k])
-
-A weight lies in memory as it is read: units of 32 outputs, in them blocks of 64 inputs, and of each
-block first the codes, then the scales.
-
-    codes   (8 steps, 2 vectors, 16 outputs, 2 inputs) of 16 bits: four codes, inputs two apart
-    scales  (2 vectors, 16 outputs) of float32
-
-One instruction turns 32 codes into bfloat16, another multiplies them with a pair of inputs. Up to
-`FEW` rows do both at once; for more a block's codes are turned once, and kept. Each sum is made in
-the same order for any number of rows.
+One instruction multiplies 16 outputs' pairs of inputs. Up to `FEW` rows turn codes and multiply at
+once; for more a block's codes are turned once, and kept. Each sum is made in the same order for any
+number of rows. A processor with AMX multiplies tiles instead, whatever the number of rows.
 """
 
 from typing import Any
 
 import numpy as np
-import torch
 from numba import carray, njit
 from torch import Tensor
 
-from one4all_lc.base.compiled.elements import elements, integers, narrow, take
+from one4all_lc.base.compiled import nf4_tiles
+from one4all_lc.base.compiled.elements import integers, take
 from one4all_lc.base.compiled.kernel import Kernel
+from one4all_lc.base.compiled.nf4_layout import (
+    AHEAD,
+    BLOCK,
+    BLOCK_BYTES,
+    CODE_BYTES,
+    INPUTS,
+    OUTPUTS,
+    PAIR_BYTES,
+    STEP_BYTES,
+    STEPS,
+    VECTORS,
+    aligned,
+    turn,
+    turned,
+    write_rounded,
+)
+from one4all_lc.base.compiled.tiles import multiplies_tiles
 from one4all_lc.base.compiled.vectors import (
     BYTES,
     CODES,
@@ -34,35 +43,8 @@ from one4all_lc.base.compiled.vectors import (
     written,
 )
 
-OUTPUTS, BLOCK = 32, 64
-"""Outputs of a unit of work; inputs that share a scale."""
-
-STEPS, VECTORS = 8, 2
-"""A block's codes: so many times so many vectors; a step is eight inputs, a vector 16 outputs."""
-INPUTS = BLOCK // STEPS
-STEP_BYTES = VECTORS * BYTES
-CODE_BYTES = STEPS * STEP_BYTES
-PAIR_BYTES = INPUTS // 2 * CODE_BYTES
-"""A block's codes as bfloat16."""
-BLOCK_BYTES = CODE_BYTES + VECTORS * BYTES
-
 FEW, MOST = 8, 12
 """Rows for which codes are turned while they are multiplied; rows summed at once, at most."""
-
-AHEAD = 4 * BLOCK_BYTES
-"""How far ahead memory is asked for."""
-
-# fmt: off
-VALUES = (
-    0xBF80, 0xBF32, 0xBF06, 0xBECA, 0xBE92, 0xBE3D, 0xBDBB, 0x0000,
-    0x3DA3, 0x3E25, 0x3E7C, 0x3EAD, 0x3EE2, 0x3F10, 0x3F39, 0x3F80,
-)
-# fmt: on
-"""NF4's 16 values as bits of bfloat16. Source: Dettmers et al., QLoRA, 2023."""
-
-
-def _turned(code: Code, codes: list[Any], pair: int) -> list[Any]:
-    return [code.looked_up(vector, 4 * pair, VALUES) for vector in codes]
 
 
 def _summed(code: Code, sums: list[Any], rows: list[Any], offset: Any, pairs: list[Any]) -> None:
@@ -95,7 +77,7 @@ def _few(code: Code, rows: int, units: int, *arguments: Any) -> None:
                 code.fetch(code.at(vector, at, AHEAD))
             begin = code.at(code.times(index, 2 * BLOCK), code.times(number, 2 * INPUTS))
             for pair in range(INPUTS // 2):
-                _summed(code, sums, given, code.at(begin, 4 * pair), _turned(code, codes, pair))
+                _summed(code, sums, given, code.at(begin, 4 * pair), turned(code, codes, pair))
             return sums
 
         sums = code.loop(code.number(STEPS), [ZEROS] * rows * count, step)
@@ -121,24 +103,6 @@ def _few_rows(code: Code, rows: Any, *arguments: Any) -> None:
 def units_of(rows: Any) -> Any:
     """Return how many units are computed together: more sums than one row has keep busy."""
     return 2 if rows <= 4 else 1
-
-
-@written
-def _turn(code: Code, weight: Any, out: Any) -> None:
-    """Turn a block's codes into pairs of bfloat16."""
-
-    def step(number: Any, _: list[Any]) -> list[Any]:
-        at = code.at(weight, code.times(number, STEP_BYTES))
-        codes = [code.load(CODES, code.at(at, t * BYTES)) for t in range(VECTORS)]
-        for t in range(VECTORS):
-            code.fetch(code.at(at, t * BYTES, AHEAD))
-        place = code.at(out, code.times(number, INPUTS // 2 * STEP_BYTES))
-        for pair in range(INPUTS // 2):
-            for t, values in enumerate(_turned(code, codes, pair)):
-                code.store(values, code.at(place, (pair * VECTORS + t) * BYTES))
-        return []
-
-    code.loop(code.number(STEPS), [], step)
 
 
 def _many(code: Code, rows: int, *arguments: Any) -> None:
@@ -173,27 +137,12 @@ def _many_rows(code: Code, rows: Any, *arguments: Any) -> None:
     )
 
 
-@njit(inline="always")
-def _aligned(buffer: Any) -> Any:
-    """Return the index of the first element of a float32 buffer at a multiple of `BYTES`."""
-    return (-buffer.ctypes.data % BYTES) // 4
-
-
-@njit
-def _round(totals: Any, y: Any, rows: Any, outputs: Any, first: Any, pointer: Any) -> None:
-    """Write totals (rows, OUTPUTS) as elements of y (rows, outputs)."""
-    for row in range(rows):
-        out = elements(y, row * outputs + first, OUTPUTS, pointer)
-        for i in range(OUTPUTS):
-            out[i] = narrow(totals[row * OUTPUTS + i], out[i])
-
-
 @njit
 def _unit(x: Any, weight: Any, rows: Any, features: Any, pairs: Any, totals: Any) -> None:
     """Set totals to the product of many rows with a unit, block by block."""
     for block in range(features // BLOCK):
         at = weight + block * BLOCK_BYTES
-        _turn((at, pairs))
+        turn((at, pairs))
         done, groups = 0, (rows + MOST - 1) // MOST
         while groups:
             n = (rows - done + groups - 1) // groups
@@ -212,7 +161,7 @@ def _multiply(pointer: Any) -> None:
     unit_bytes = blocks * BLOCK_BYTES
     turned = PAIR_BYTES // 4
     buffer = np.zeros(turned + max(rows, 2 * FEW) * OUTPUTS + BYTES // 4, np.float32)
-    pairs = _aligned(buffer)
+    pairs = aligned(buffer)
     totals = buffer[pairs + turned :]
     to_pairs = buffer.ctypes.data + 4 * pairs
     to_totals = to_pairs + 4 * turned
@@ -228,43 +177,17 @@ def _multiply(pointer: Any) -> None:
             _few_rows((rows, x, 2 * features, place, unit_bytes, blocks, to_totals))
             for i in range(units):
                 of_unit = totals[i * rows * OUTPUTS :]
-                _round(of_unit, y, rows, outputs, (first + i) * OUTPUTS, pointer)
+                write_rounded(of_unit, y, rows, outputs, (first + i) * OUTPUTS, pointer)
         else:
             totals[: rows * OUTPUTS] = 0
             _unit(x, weight + taken * unit_bytes, rows, features, to_pairs, to_totals)
-            _round(totals, y, rows, outputs, taken * OUTPUTS, pointer)
+            write_rounded(totals, y, rows, outputs, taken * OUTPUTS, pointer)
 
 
 def runs(outputs: int, features: int) -> bool:
     """Whether weights of this shape can be multiplied here."""
     fit = outputs % OUTPUTS == 0 and outputs >= 2 * OUTPUTS and features % BLOCK == 0
     return fit and multiplies_pairs()
-
-
-def packed(codes: Tensor, scales: Tensor) -> Tensor:
-    """Lay a weight out as it is read.
-
-    Args:
-        codes: Shape (outputs, inputs), numbers from 0 to 15.
-        scales: Shape (outputs, inputs / BLOCK), float32.
-
-    Returns:
-        Bytes, the first at a multiple of `BYTES`.
-    """
-    outputs, features = codes.shape
-    units, blocks = outputs // OUTPUTS, features // BLOCK
-    # (units, vectors, 16 outputs, blocks, steps, four pairs, two inputs)
-    split = codes.view(units, VECTORS, -1, blocks, STEPS, INPUTS // 2, 2)
-    words = split[..., 0, :].to(torch.int16)
-    for pair in range(1, INPUTS // 2):
-        words |= split[..., pair, :].to(torch.int16) << (4 * pair)
-    words = words.permute(0, 3, 4, 1, 2, 5).contiguous().view(torch.uint8)
-    factors = scales.float().view(units, VECTORS, -1, blocks).permute(0, 3, 1, 2).contiguous()
-    both = [part.reshape(units * blocks, -1).view(torch.uint8) for part in (words, factors)]
-    whole = torch.cat(both, 1).flatten()
-    room = torch.empty(len(whole) + BYTES, dtype=torch.uint8)
-    place = room[-room.data_ptr() % BYTES :][: len(whole)]
-    return place.copy_(whole)
 
 
 def multiply(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
@@ -277,9 +200,11 @@ def multiply(x: Tensor, weight: Tensor, outputs: int) -> Tensor:
     """
     rows, features = x.shape
     y = x.new_empty(rows, outputs)
+    given = (rows, features, outputs, x.data_ptr(), weight.data_ptr(), y.data_ptr())
     units = outputs // OUTPUTS
-    count = -(-units // units_of.py_func(rows)) if rows <= FEW else units
-    _multiply(
-        x.dtype, count, rows, features, outputs, x.data_ptr(), weight.data_ptr(), y.data_ptr()
-    )
+    if multiplies_tiles():
+        nf4_tiles.multiply_tiles(x.dtype, units, *given)
+    else:
+        count = -(-units // units_of.py_func(rows)) if rows <= FEW else units
+        _multiply(x.dtype, count, *given)
     return y

@@ -172,8 +172,39 @@ class Code:
         kind = ir.FunctionType(ir.VoidType(), kinds)
         function = self.builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
         read, keep, data = (ir.Constant(_WORD, value) for value in (0, 3, 1))
-        pointer = self.builder.inttoptr(address, kinds[0])
-        self.builder.call(function, [pointer, read, keep, data])
+        self.builder.call(function, [self._pointer(address), read, keep, data])
+
+    def product(self, a: Any, b: Any) -> Any:
+        """Return the product of two int64."""
+        return self.builder.mul(a, b)
+
+    def least(self, a: Any, b: Any) -> Any:
+        """Return the smaller of two int64."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def configure_tiles(self, address: Any) -> None:
+        """Set the shapes of all tiles as the 64 bytes at an address say."""
+        self._call("llvm.x86.ldtilecfg", ir.VoidType(), self._pointer(address))
+
+    def save_tiles(self, address: Any) -> None:
+        """Write how tiles are configured to an address."""
+        self._call("llvm.x86.sttilecfg", ir.VoidType(), self._pointer(address))
+
+    def load_tile(self, tile: int, address: Any, stride: Any) -> None:
+        """Fill a tile with rows that lie so many bytes apart."""
+        self._tile("tileloadd64", tile, self._pointer(address), stride)
+
+    def store_tile(self, tile: int, address: Any, stride: Any) -> None:
+        """Write a tile's rows, so many bytes apart."""
+        self._tile("tilestored64", tile, self._pointer(address), stride)
+
+    def clear_tile(self, tile: int) -> None:
+        """Set a tile to zero."""
+        self._tile("tilezero", tile)
+
+    def dot_tiles(self, sums: int, rows: int, pairs: int) -> None:
+        """Add to a tile of float32 the products of a tile of rows with one of pairs."""
+        self._tile("tdpbf16ps", sums, self._tile_number(rows), self._tile_number(pairs))
 
     def loop(
         self, count: Any, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]
@@ -214,6 +245,15 @@ class Code:
             body()
             self.builder.branch(after)
         self.builder.position_at_end(after)
+
+    def _pointer(self, address: Any) -> Any:
+        return self.builder.inttoptr(address, ir.IntType(8).as_pointer())
+
+    def _tile_number(self, tile: int) -> Any:
+        return ir.Constant(ir.IntType(8), tile)
+
+    def _tile(self, name: str, tile: int, *arguments: Any) -> None:
+        self._call(f"llvm.x86.{name}", ir.VoidType(), self._tile_number(tile), *arguments)
 
     def _call(self, name: str, result: Any, *arguments: Any) -> Any:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
