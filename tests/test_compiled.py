@@ -19,6 +19,7 @@ from one4all_lc.base.compiled import (
     vectors,
 )
 from one4all_lc.base.compiled.kernel import bits_of
+from one4all_lc.base.kernels import OneDnn, Tiles
 from one4all_lc.base.quantized import Nf4
 
 TYPES = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
@@ -246,3 +247,30 @@ def test_nf4_weights_are_those_of_bitsandbytes():
     x = torch.randn(3, 128).bfloat16()
     small = Nf4.of(weight, bias=torch.ones(96).bfloat16())
     assert_close(small(x), x.double() @ weight.double().T + 1)
+
+
+@pytest.mark.skipif(not tiles.multiplies_tiles(), reason="the processor has no AMX")
+@pytest.mark.parametrize(("outputs", "features"), [(32, 32), (96, 384), (576, 1536)])
+def test_products_with_bfloat16_weights(outputs, features):
+    torch.manual_seed(0)
+    weight, bias = torch.randn(outputs, features).bfloat16(), torch.randn(outputs).bfloat16()
+    x = torch.randn(77, features).bfloat16()
+    whole = Tiles(weight, bias)(x)
+    assert_close(whole, x.double() @ weight.T.double() + bias.double())
+    assert_close(Tiles(weight)(x), x.double() @ weight.T.double())
+    for rows in (*range(1, 50), 64, 76):
+        for first in (0, 77 - rows):
+            own = slice(first, first + rows)
+            assert torch.equal(Tiles(weight, bias)(x[own]), whole[own]), rows
+
+
+@pytest.mark.skipif(not tiles.multiplies_tiles(), reason="the processor has no AMX")
+def test_onednn_finds_its_own_tiles_after_ours():
+    """It shares our threads, and configures tiles for itself."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(64, 64).bfloat16(), torch.randn(48, 64).bfloat16()
+    onednn, ours = OneDnn(weight), Tiles(weight)
+    expected = onednn.at_once(x)
+    for rows in range(1, 48):
+        ours(x[:rows])
+        assert torch.equal(onednn.at_once(x), expected)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from one4all_lc.base.compiled import bfloat16_tiles
 from one4all_lc.base.quantized import Nf4
 
 ROWS = (1, 8, 32)
@@ -113,6 +114,27 @@ def steady_rows() -> int:
     return next(most for most in (32, 16, 8, 4, 2, 1) if all(map(steady, range(1, most + 1))))
 
 
+class Tiles:
+    """Our own product of a bfloat16 weight, for processors with AMX."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        self._weight = bfloat16_tiles.packed(weight)
+        self._bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self._features = weight.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map (rows, in) to (rows, out)."""
+        if x.shape[1] != self._features:  # the kernel reads what it is told to
+            msg = f"a weight of {self._features} inputs is given {x.shape[1]}"
+            raise IndexError(msg)
+        return bfloat16_tiles.multiply(x.contiguous(), self._weight, self._bias)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the weight."""
+        return self._weight.nbytes
+
+
 class Int8:
     """torch's product of few rows with int8 weights.
 
@@ -162,8 +184,9 @@ class Kernels:
 
     def lay_out(self, weight: Tensor, bias: Tensor | None = None) -> Product:
         """Lay out a weight of shape (out, in) that is not quantized, without rounding it."""
-        fits = self.layout in ("nf4", "onednn") and weight.dtype == torch.bfloat16
-        return OneDnn(weight, bias) if fits else Dense(weight, bias)
+        if self.layout not in ("nf4", "onednn") or weight.dtype != torch.bfloat16:
+            return Dense(weight, bias)
+        return (Tiles if bfloat16_tiles.runs(*weight.shape) else OneDnn)(weight, bias)
 
     def lay_out_quantized(
         self, weight: Tensor, bias: Tensor | None = None

@@ -18,7 +18,7 @@ from numba import njit
 from torch import Tensor
 
 from one4all_lc.base.compiled.elements import elements, narrow
-from one4all_lc.base.compiled.vectors import BYTES, CODES, Code, written
+from one4all_lc.base.compiled.vectors import BYTES, CODES, Code, aligned_copy, written
 
 OUTPUTS, BLOCK = 32, 64
 """Outputs of a unit of work; inputs that share a scale."""
@@ -67,12 +67,6 @@ def turn(code: Code, weight: Any, out: Any) -> None:
     code.loop(code.number(STEPS), [], step)
 
 
-@njit(inline="always")
-def aligned(buffer: Any) -> Any:
-    """Return the index of the first element of a float32 buffer at a multiple of `BYTES`."""
-    return (-buffer.ctypes.data % BYTES) // 4
-
-
 @njit
 def write_rounded(totals: Any, y: Any, rows: Any, outputs: Any, first: Any, pointer: Any) -> None:
     """Write totals (rows, OUTPUTS) as elements of y (rows, outputs)."""
@@ -102,7 +96,4 @@ def packed(codes: Tensor, scales: Tensor) -> Tensor:
     words = words.permute(0, 3, 4, 1, 2, 5).contiguous().view(torch.uint8)
     factors = scales.float().view(units, VECTORS, -1, blocks).permute(0, 3, 1, 2).contiguous()
     both = [part.reshape(units * blocks, -1).view(torch.uint8) for part in (words, factors)]
-    whole = torch.cat(both, 1).flatten()
-    room = torch.empty(len(whole) + BYTES, dtype=torch.uint8)
-    place = room[-room.data_ptr() % BYTES :][: len(whole)]
-    return place.copy_(whole)
+    return aligned_copy(torch.cat(both, 1).flatten())

@@ -20,12 +20,11 @@ from one4all_lc.base.compiled.nf4_layout import (
     PAIR_BYTES,
     STEP_BYTES,
     VECTORS,
-    aligned,
     turn,
     write_rounded,
 )
 from one4all_lc.base.compiled.tiles import ROWS, configure, fits, restore
-from one4all_lc.base.compiled.vectors import BYTES, FLOATS, Code, written
+from one4all_lc.base.compiled.vectors import BYTES, FLOATS, Code, aligned, written
 
 SUMS, GIVEN, WEIGHTS = (0, 1), (2, 3), ((4, 5), (6, 7))
 """Tiles: a group's sums with 16 outputs each; its rows' inputs, half of a block each; and for both
@@ -98,7 +97,7 @@ def multiply_tiles(pointer: Any) -> None:
     pairs = buffer.ctypes.data + 4 * first
     to_products = pairs + 4 * turned
     to_totals = to_products + 4 * products
-    before = configure(of_group)
+    before = configure(of_group, len(SUMS) + len(GIVEN))
     while True:
         unit = take(integers(pointer))
         if unit >= units:

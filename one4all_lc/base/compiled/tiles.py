@@ -46,8 +46,8 @@ def _load(code: Code, address: Any) -> None:
 
 
 @njit
-def configure(rows: Any) -> Any:
-    """Give every tile but those of weights so many rows of 64 bytes; return what was before.
+def configure(rows: Any, some: Any) -> Any:
+    """Give some tiles so many rows of 64 bytes and the others all; return what was before.
 
     oneDNN, which shares the thread, may count on what it has configured: `restore` it.
     """
@@ -56,7 +56,7 @@ def configure(rows: Any) -> Any:
     wanted[0] = 1  # the palette
     for tile in range(TILES):
         wanted[16 + 2 * tile] = BYTES
-        wanted[48 + tile] = rows if tile < TILES // 2 else ROWS
+        wanted[48 + tile] = rows if tile < some else ROWS
     _load((wanted.ctypes.data,))
     return before
 

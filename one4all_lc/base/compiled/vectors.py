@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils, config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
+from torch import Tensor
 
 LANES, BYTES = 16, 64
 """float32 in a vector, and its bytes."""
@@ -273,3 +274,15 @@ def written(function: Callable[..., None]) -> Any:
         return types.void(arguments), generate
 
     return call
+
+
+@njit(inline="always")
+def aligned(buffer: Any) -> Any:
+    """Return the index of the first element of a float32 buffer at a multiple of `BYTES`."""
+    return (-buffer.ctypes.data % BYTES) // 4
+
+
+def aligned_copy(whole: Tensor) -> Tensor:
+    """Return a copy of a flat tensor that begins at a multiple of `BYTES`."""
+    room = whole.new_empty(len(whole) + BYTES // whole.itemsize)
+    return room[-room.data_ptr() % BYTES // whole.itemsize :][: len(whole)].copy_(whole)
