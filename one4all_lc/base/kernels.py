@@ -119,7 +119,7 @@ class Tiles:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight = bfloat16_tiles.packed(weight)
-        self._bias = weight.new_zeros(len(weight)) if bias is None else bias
+        self._bias = torch.zeros(len(weight)) if bias is None else bias.float()
         self._features = weight.shape[1]
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ MAX_OVERTAKEN = 64
 
 CLOSED = "The engine is closed: Engine.of(base) makes a new one."
 
-LOOKAHEAD = 2
+LOOKAHEAD = 8
 """Experts whose adapters are loaded ahead of their turn."""
 
 

@@ -12,13 +12,21 @@ through the same sums.
 from typing import Any
 
 import numpy as np
-from numba import carray, njit
+from numba import carray
 from torch import Tensor
 
-from one4all_lc.base.compiled.elements import elements, integers, narrow, take, widen
+from one4all_lc.base.compiled.elements import integers, take
 from one4all_lc.base.compiled.kernel import Kernel
 from one4all_lc.base.compiled.tiles import ROWS, configure, fits, multiplies_tiles, restore
-from one4all_lc.base.compiled.vectors import BYTES, Code, aligned, aligned_copy, written
+from one4all_lc.base.compiled.vectors import (
+    BYTES,
+    Code,
+    aligned,
+    aligned_copy,
+    keep,
+    write_rounded,
+    written,
+)
 
 OUTPUTS, INPUTS = 32, 32
 """Outputs of a unit of work; inputs of a tile."""
@@ -33,10 +41,10 @@ SUMS, GIVEN, WEIGHTS = ((0, 1), (2, 3)), (4, 5), (6, 7)
 
 def _sum_up(code: Code, count: int, steps: Any, weight: Any, stride: Any, *places: Any) -> None:
     """Write the products of so many tiles of rows with a unit."""
-    sums, rows = places[0], places[1 : 1 + count]
+    bias, sums, rows = places[0], places[1], places[2 : 2 + count]
     for i in range(count):
-        for tile in SUMS[i]:
-            code.clear_tile(tile)
+        for t, tile in enumerate(SUMS[i]):  # every row begins with the same 64 bytes
+            code.load_tile(tile, code.at(bias, t * BYTES), code.number(0))
 
     def step(number: Any, _: list[Any]) -> list[Any]:
         at = code.at(weight, code.times(number, INPUTS // 2 * PAIRS_BYTES))
@@ -57,18 +65,8 @@ def _sum_up(code: Code, count: int, steps: Any, weight: Any, stride: Any, *place
 
 @written
 def _multiply_group(code: Code, count: Any, *arguments: Any) -> None:
-    """Multiply one tile of rows or two: steps, weight, stride, sums, and where each tile begins."""
+    """Multiply one tile of rows or two: steps, weight, stride, bias, sums, where tiles begin."""
     code.either(count, {n: lambda n=n: _sum_up(code, n, *arguments) for n in (1, 2)})  # type: ignore[misc]
-
-
-@njit
-def _write(sums: Any, bias: Any, y: Any, outputs: Any, rows: Any, pointer: Any) -> None:
-    """Write sums (rows, OUTPUTS) and their bias to y, whose rows are so many elements apart."""
-    added = elements(bias, 0, OUTPUTS, pointer)
-    for row in range(rows):
-        out = elements(y, row * outputs, OUTPUTS, pointer)
-        for i in range(OUTPUTS):
-            out[i] = narrow(sums[row * OUTPUTS + i] + widen(added[i]), out[i])
 
 
 @Kernel.where(fits, early=False)
@@ -79,8 +77,7 @@ def _multiply(pointer: Any) -> None:
     tiles, of_tile = (rows + ROWS - 1) // ROWS, min(rows, ROWS)
     last, stride = rows - of_tile, 2 * features
     buffer = np.zeros(2 * ROWS * OUTPUTS + BYTES // 4, np.float32)
-    begin = aligned(buffer)
-    sums, to_sums = buffer[begin:], buffer.ctypes.data + 4 * begin
+    to_sums = buffer.ctypes.data + 4 * aligned(buffer)
     before = configure(of_tile, len(GIVEN) + len(SUMS) * VECTORS)
     while True:
         unit = take(integers(pointer))
@@ -91,14 +88,15 @@ def _multiply(pointer: Any) -> None:
             count = min(2, tiles - tile)
             first = min(tile * ROWS, last)
             second = min(first + ROWS, last)
-            places = (to_sums, x + first * stride, x + second * stride)
+            of_bias = bias + 4 * unit * OUTPUTS
+            places = (of_bias, to_sums, x + first * stride, x + second * stride)
             _multiply_group((count, features // INPUTS, of_unit, stride, *places))
             for i in range(count):
-                of_rows = sums[i * ROWS * OUTPUTS :]
                 row = second if i else first
                 place = y + 2 * (row * outputs + unit * OUTPUTS)
-                _write(of_rows, bias + 2 * unit * OUTPUTS, place, outputs, of_tile, pointer)
+                write_rounded((to_sums + i * 4 * ROWS * OUTPUTS, place, of_tile, 2 * outputs))
     restore(before)
+    keep(buffer)
 
 
 def runs(outputs: int, features: int) -> bool:
@@ -114,12 +112,12 @@ def packed(weight: Tensor) -> Tensor:
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Map (rows, inputs) to (rows, outputs), bfloat16 all.
+    """Map (rows, inputs) to (rows, outputs), bfloat16 both.
 
     Args:
         x: Contiguous.
         weight: As `packed` lays it out.
-        bias: Shape (outputs,).
+        bias: Shape (outputs,), float32.
     """
     (rows, features), outputs = x.shape, len(bias)
     y = x.new_empty(rows, outputs)

@@ -27,7 +27,6 @@ from one4all_lc.base.compiled.nf4_layout import (
     VECTORS,
     turn,
     turned,
-    write_rounded,
 )
 from one4all_lc.base.compiled.tiles import multiplies_tiles
 from one4all_lc.base.compiled.vectors import (
@@ -39,7 +38,9 @@ from one4all_lc.base.compiled.vectors import (
     Code,
     aligned,
     fits,
+    keep,
     multiplies_pairs,
+    write_rounded,
     written,
 )
 
@@ -176,12 +177,13 @@ def _multiply(pointer: Any) -> None:
             place = weight + first * unit_bytes
             _few_rows((rows, x, 2 * features, place, unit_bytes, blocks, to_totals))
             for i in range(units):
-                of_unit = totals[i * rows * OUTPUTS :]
-                write_rounded(of_unit, y, rows, outputs, (first + i) * OUTPUTS, pointer)
+                sums, own = to_totals + i * rows * VECTORS * BYTES, first + i
+                write_rounded((sums, y + 2 * own * OUTPUTS, rows, 2 * outputs))
         else:
             totals[: rows * OUTPUTS] = 0
             _unit(x, weight + taken * unit_bytes, rows, features, to_pairs, to_totals)
-            write_rounded(totals, y, rows, outputs, taken * OUTPUTS, pointer)
+            write_rounded((to_totals, y + 2 * taken * OUTPUTS, rows, 2 * outputs))
+    keep(buffer)
 
 
 def runs(outputs: int, features: int) -> bool:

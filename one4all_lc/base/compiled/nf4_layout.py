@@ -14,10 +14,8 @@ One instruction turns 32 codes into bfloat16: pairs of inputs that lie beside ea
 from typing import Any
 
 import torch
-from numba import njit
 from torch import Tensor
 
-from one4all_lc.base.compiled.elements import elements, narrow
 from one4all_lc.base.compiled.vectors import BYTES, CODES, Code, aligned_copy, written
 
 OUTPUTS, BLOCK = 32, 64
@@ -65,15 +63,6 @@ def turn(code: Code, weight: Any, out: Any) -> None:
         return []
 
     code.loop(code.number(STEPS), [], step)
-
-
-@njit
-def write_rounded(totals: Any, y: Any, rows: Any, outputs: Any, first: Any, pointer: Any) -> None:
-    """Write totals (rows, OUTPUTS) as elements of y (rows, outputs)."""
-    for row in range(rows):
-        out = elements(y, row * outputs + first, OUTPUTS, pointer)
-        for i in range(OUTPUTS):
-            out[i] = narrow(totals[row * OUTPUTS + i], out[i])
 
 
 def packed(codes: Tensor, scales: Tensor) -> Tensor:

@@ -21,10 +21,17 @@ from one4all_lc.base.compiled.nf4_layout import (
     STEP_BYTES,
     VECTORS,
     turn,
-    write_rounded,
 )
 from one4all_lc.base.compiled.tiles import ROWS, configure, fits, restore
-from one4all_lc.base.compiled.vectors import BYTES, FLOATS, Code, aligned, written
+from one4all_lc.base.compiled.vectors import (
+    BYTES,
+    FLOATS,
+    Code,
+    aligned,
+    keep,
+    write_rounded,
+    written,
+)
 
 SUMS, GIVEN, WEIGHTS = (0, 1), (2, 3), ((4, 5), (6, 7))
 """Tiles: a group's sums with 16 outputs each; its rows' inputs, half of a block each; and for both
@@ -111,7 +118,8 @@ def multiply_tiles(pointer: Any) -> None:
             _multiply_block((inputs, 2 * features, groups, of_group, rows - of_group, *places))
         for group in range(groups):
             row = min(group * ROWS, rows - of_group)
-            place = y + 2 * row * outputs
-            of_sums = totals[group * products :]
-            write_rounded(of_sums, place, of_group, outputs, unit * OUTPUTS, pointer)
+            place = y + 2 * (row * outputs + unit * OUTPUTS)
+            of_sums = to_totals + 4 * group * products
+            write_rounded((of_sums, place, of_group, 2 * outputs))
     restore(before)
+    keep(buffer)

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 from numba.core.codegen import get_host_cpu_features
 
-from one4all_lc.base.compiled.vectors import BYTES, Code, multiplies_pairs, written
+from one4all_lc.base.compiled.vectors import BYTES, Code, keep, multiplies_pairs, written
 
 ROWS, TILES = 16, 8
 """Rows of a tile, at most; tiles."""
@@ -51,13 +51,15 @@ def configure(rows: Any, some: Any) -> Any:
 
     oneDNN, which shares the thread, may count on what it has configured: `restore` it.
     """
-    before, wanted = np.zeros(BYTES, np.uint8), np.zeros(BYTES, np.uint8)
+    both = np.zeros((2, BYTES), np.uint8)
+    before, wanted = both
     _save((before.ctypes.data,))
     wanted[0] = 1  # the palette
     for tile in range(TILES):
         wanted[16 + 2 * tile] = BYTES
         wanted[48 + tile] = rows if tile < some else ROWS
     _load((wanted.ctypes.data,))
+    keep(both)
     return before
 
 
@@ -65,3 +67,4 @@ def configure(rows: Any, some: Any) -> Any:
 def restore(before: Any) -> None:
     """Configure tiles as they were."""
     _load((before.ctypes.data,))
+    keep(before)

@@ -30,6 +30,8 @@ class _BFloat(ir.types.HalfType):  # type: ignore[misc]
     _to_string = __str__
 
 
+_BFloat._create_instance()  # else there would be HalfType's own
+
 _WORD, _NUMBER = ir.IntType(32), ir.IntType(64)
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 PAIRS = ir.VectorType(_BFloat(), 2 * LANES)
@@ -127,20 +129,11 @@ class Code:
         ]
 
     def rounded(self, low: Any, high: Any) -> Any:
-        """Return two vectors of float32 as 32 bfloat16, rounded as `elements.narrow` does."""
-        build = self.builder
-        one, most, by = (
-            ir.Constant(_WORDS, [ir.Constant(_WORD, value)] * LANES) for value in (1, 0x7FFF, 16)
-        )
-        halves = []
-        for sums in (low, high):
-            bits = build.bitcast(sums, _WORDS)
-            even = build.and_(build.lshr(bits, by), one)
-            up = build.lshr(build.add(build.add(bits, most), even), by)
-            halves.append(build.trunc(up, ir.VectorType(ir.IntType(16), LANES)))
+        """Return two vectors of float32 as 32 bfloat16, rounded to nearest even."""
         places = [ir.Constant(_WORD, place) for place in range(2 * LANES)]
         kind = ir.VectorType(_WORD, 2 * LANES)
-        return build.shuffle_vector(*halves, ir.Constant(kind, places))
+        both = self.builder.shuffle_vector(low, high, ir.Constant(kind, places))
+        return self.builder.fptrunc(both, PAIRS)
 
     def added(self, a: Any, b: Any) -> Any:
         """Return the sum of two vectors of float32."""
@@ -274,6 +267,30 @@ def written(function: Callable[..., None]) -> Any:
         return types.void(arguments), generate
 
     return call
+
+
+@intrinsic
+def keep(_: Any, array: Any) -> Any:
+    """Keep an array in memory up to here: Numba frees what only an address is left of."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.get_dummy_value()
+
+    return types.void(array), generate
+
+
+@written
+def write_rounded(code: Code, sums: Any, y: Any, rows: Any, row_bytes: Any) -> None:
+    """Write rows of 32 sums, which lie together, as bfloat16 so many bytes apart."""
+
+    def row(number: Any, _: list[Any]) -> list[Any]:
+        at = code.at(sums, code.times(number, 2 * BYTES))
+        halves = (code.load(FLOATS, at), code.load(FLOATS, code.at(at, BYTES)))
+        place = code.at(y, code.product(number, row_bytes))
+        code.store(code.rounded(*halves), place, align=2)
+        return []
+
+    code.loop(rows, [], row)
 
 
 @njit(inline="always")
