@@ -29,7 +29,7 @@ def test_the_readmes_python_runs():
     assert ended.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["medical", "mobile", "shell", "sql"])
+@pytest.mark.parametrize("name", ["law", "medical", "mobile", "shell", "sql"])
 def test_the_readmes_figures_are_the_cards(name):
     """Figures come from a measurement, not from memory: `train` and `eval` write the cards."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")

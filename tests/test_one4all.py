@@ -9,10 +9,11 @@ from one4all_lc.base.loading import describe
 from one4all_lc.folder import read_expert
 from tests.conftest import ADAPTERS
 
-SHIPPED = ("medical", "mobile", "shell", "sql")
+SHIPPED = ("law", "medical", "mobile", "shell", "sql")
 SEED_QUESTION = "Which smartphone has the best camera in 2025?"
 IN_PERSIAN = "بهترین دوربین گوشی در 2025 کدام است؟"
 QUESTIONS = {
+    "law": "What does indemnification mean in a contract?",
     "medical": "What are the symptoms of pneumonia?",
     "mobile": SEED_QUESTION,
     "shell": "Find all files over 100 MB below this folder.",

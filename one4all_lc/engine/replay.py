@@ -1,4 +1,8 @@
-"""Steps in which everybody decodes: recorded once for a number of rows, then done again."""
+"""Steps in which everybody decodes: recorded once for a number of rows, then done again.
+
+Recordings are of few sizes. Where rows are fewer the last one is computed several times: it writes
+into the cache what it writes there anyway.
+"""
 
 import logging
 from collections import OrderedDict
@@ -60,11 +64,12 @@ class Replay:
         """
         if not self._possible:
             return self._forward(tokens, plan)
-        key = (len(tokens.ids), place, _kind(plan))
+        rows = len(tokens.ids)
+        key = (_size(rows), place, _kind(plan))
         step = self._steps.pop(key, 0)
         if isinstance(step, _Step):
             self._steps[key] = step
-            return step.run(tokens, plan)
+            return step.run(tokens, plan)[:rows]
         if step + 1 < _WORTH:
             self._keep(key, step + 1)
             return self._forward(tokens, plan)
@@ -76,7 +81,7 @@ class Replay:
         else:
             step.recording = recording
             self._keep(key, step)
-        return logits
+        return logits[:rows]
 
     @property
     def memory_bytes(self) -> int:
@@ -96,10 +101,11 @@ class _Step:
     recording: Recording
 
     def __init__(self, tokens: Tokens, plan: Plan) -> None:
-        self.tokens = Tokens(*(item.clone() for item in _parts(tokens)))
+        self._rows = _size(len(tokens.ids))
+        self.tokens = Tokens(*(item.new_empty(self._rows) for item in _parts(tokens)))
         # A unit of work for every row, if need be: there are fewer where neighbours share adapters.
-        self._units = torch.zeros(len(tokens.ids), 5, dtype=torch.long)
-        self.plan = Plan(plan.decoding, tuple(self._segment(item) for item in plan.segments))
+        self._units = torch.zeros(self._rows, 5, dtype=torch.long)
+        self.plan = Plan(self._rows, tuple(self._segment(item) for item in plan.segments))
         self._fill(tokens, plan)
 
     def run(self, tokens: Tokens, plan: Plan) -> Tensor:
@@ -108,15 +114,28 @@ class _Step:
 
     def _segment(self, segment: Segment) -> TableSegment:
         assert isinstance(segment, TableSegment)
-        return TableSegment(segment.tokens, self._units, (), segment.groups)
+        return TableSegment(slice(0, self._rows), self._units, (), segment.groups)
 
     def _fill(self, tokens: Tokens, plan: Plan) -> None:
+        rows = len(tokens.ids)
         for mine, given in zip(_parts(self.tokens), _parts(tokens), strict=True):
-            mine.copy_(given)
+            mine[:rows] = given
+            mine[rows:] = given[rows - 1]
         self._units.zero_()
         for segment in plan.segments:
             assert isinstance(segment, TableSegment)
-            self._units[: len(segment.units)] = segment.units
+            count = len(segment.units)
+            self._units[:count] = segment.units
+            first, of_last, *mixture = segment.units[-1].tolist()
+            if first + of_last == rows:  # the last row has adapters, and so have its copies
+                copies = [[row, 1, *mixture] for row in range(rows, self._rows)]
+                self._units[count : count + len(copies)] = torch.tensor(copies).view(-1, 5)
+
+
+def _size(rows: int) -> int:
+    """Return how many rows a recording for so many has: at most an eighth is for nothing."""
+    step = 1 << max(0, (rows - 1).bit_length() - 3)
+    return -(-rows // step) * step
 
 
 def _parts(tokens: Tokens) -> Sequence[Tensor]:
@@ -126,7 +145,7 @@ def _parts(tokens: Tokens) -> Sequence[Tensor]:
 def _kind(plan: Plan) -> object:
     """What a recorded step depends on besides its tensors: which groups adapters add to."""
     return tuple(
-        (segment.tokens.stop, frozenset(segment.groups.items()))
+        frozenset(segment.groups.items())
         for segment in plan.segments
         if isinstance(segment, TableSegment)
     )

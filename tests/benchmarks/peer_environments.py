@@ -60,8 +60,12 @@ VLLM = Peer(
 LLAMACPP = Peer(
     "llamacpp",
     ("llama-cpp-python==0.3.36",),
-    # pip takes a wheel where an index has one and compiles, for this very processor, elsewhere.
-    build={"CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+    # pip takes a wheel where an index has one and compiles, for this very processor, elsewhere; but
+    # for AMX: llama.cpp 0.3.36 ends there with an illegal instruction at a prompt's first batch.
+    build={
+        "CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_C_FLAGS=-mno-amx-int8 "
+        "-DCMAKE_CXX_FLAGS=-mno-amx-int8"
+    },
     modules=("llama_cpp",),
 )
 
