@@ -41,3 +41,12 @@ def test_the_readmes_figures_are_the_cards(name):
         assert all(
             f"{metrics['first_word'][who]:.3f}" in row for who in ("base", "nearest", "expert")
         )
+
+
+@pytest.mark.parametrize("name", ["fa-inference"])
+def test_the_readmes_figures_of_experts_that_decide_are_the_cards(name):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.split("\n") if line.startswith(f"| `{name}` | whe")]
+    metrics = json.loads((ROOT / "adapters" / name / "expert.json").read_text())["metrics"]
+    for metric in ("accuracy", "macro_f1"):
+        assert f"| {metrics[metric]['base']:.3f} | {metrics[metric]['expert']:.3f} |" in row

@@ -37,6 +37,16 @@ def test_a_shipped_expert_is_whole_small_and_proven(name):
     assert expert.card.training["license"] != "unknown"
 
 
+def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one):
+    card = one.library["fa-inference"].card
+    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-inference").iterdir())
+    assert size < 6_000_000
+    assert card.metrics["accuracy"]["expert"] >= 0.7 > card.metrics["accuracy"]["base"]
+    answer = one.invoke("علی دیروز به تهران رسید.\nعلی در تهران است.")
+    assert answer.response_metadata["expert"] == "fa-inference"
+    assert answer.text.split()[0] in {"entailment", "contradiction", "neutral"}
+
+
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])
 def test_the_seed_question_goes_to_mobile_in_both_languages(one, question):
     answer = one.invoke(question)
