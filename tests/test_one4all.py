@@ -37,14 +37,24 @@ def test_a_shipped_expert_is_whole_small_and_proven(name):
     assert expert.card.training["license"] != "unknown"
 
 
-def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one):
-    card = one.library["fa-inference"].card
-    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-inference").iterdir())
-    assert size < 6_000_000
+DECISIONS = {
+    "fa-inference": (
+        "علی دیروز به تهران رسید.\nعلی در تهران است.",
+        "entailment contradiction neutral",
+    ),
+    "review-sentiment": ("The hinge of this laptop broke within a week.", "negative"),
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one, name):
+    card = one.library[name].card
+    assert sum(path.stat().st_size for path in (ADAPTERS / name).iterdir()) < 6_000_000
     assert card.metrics["accuracy"]["expert"] >= 0.7 > card.metrics["accuracy"]["base"]
-    answer = one.invoke("علی دیروز به تهران رسید.\nعلی در تهران است.")
-    assert answer.response_metadata["expert"] == "fa-inference"
-    assert answer.text.split()[0] in {"entailment", "contradiction", "neutral"}
+    question, labels = DECISIONS[name]
+    answer = one.invoke(question)
+    assert answer.response_metadata["expert"] == name
+    assert answer.text.split()[0] in {*labels.split(), "undecided;"}
 
 
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])

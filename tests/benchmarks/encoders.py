@@ -156,7 +156,8 @@ def _quality(item: Quality, data: Path | None) -> float | None:
 def _test_rows(item: Quality, data: Path) -> list[KindRow]:
     """Return an expert's rows as they were prepared, without those to learn from."""
     prepare = runpy.run_path(str(ADAPTERS / "prepare.py"))
-    prepared = prepare[item.expert.replace("-", "_")](data)
+    recipes = {recipe.__name__: recipe for recipe in prepare["RECIPES"]}
+    prepared = recipes[item.expert.replace("-", "_")](data)
     rows = [
         row
         for row in prepared
