@@ -230,6 +230,7 @@ def test_products_with_nf4_weights(outputs, features, in_tiles, monkeypatch):
     x = torch.randn(45, features).bfloat16()
     laid_out = nf4_layout.packed(codes, scales)
     whole = nf4.multiply(x, laid_out, outputs)
+    assert nf4.multiply(x[:0], laid_out, outputs).shape == (0, outputs)
     assert_close(whole, x.double() @ weight.T)
     for rows in (*range(1, 28), 32, 44):
         for first in (0, 45 - rows):
@@ -258,6 +259,7 @@ def test_products_with_bfloat16_weights(outputs, features):
     whole = Tiles(weight, bias)(x)
     assert_close(whole, x.double() @ weight.T.double() + bias.double())
     assert_close(Tiles(weight)(x), x.double() @ weight.T.double())
+    assert Tiles(weight)(x[:0]).shape == (0, outputs)
     for rows in (*range(1, 50), 64, 76):
         for first in (0, 77 - rows):
             own = slice(first, first + rows)

@@ -107,7 +107,7 @@ def runs(outputs: int, features: int) -> bool:
 def packed(weight: Tensor) -> Tensor:
     """Lay a weight (outputs, inputs) out as it is read, from a multiple of `BYTES` on."""
     outputs, features = weight.shape
-    split = weight.view(outputs // OUTPUTS, VECTORS, -1, features // 2, 2)
+    split = weight.reshape(outputs // OUTPUTS, VECTORS, -1, features // 2, 2)
     return aligned_copy(split.permute(0, 3, 1, 2, 4).flatten())
 
 
@@ -121,6 +121,8 @@ def multiply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     (rows, features), outputs = x.shape, len(bias)
     y = x.new_empty(rows, outputs)
+    if not rows:
+        return y  # the kernels' loops go round once at least
     _multiply(
         x.dtype,
         outputs // OUTPUTS,
