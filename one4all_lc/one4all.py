@@ -19,6 +19,7 @@ from one4all_lc.engine.engine import Engine
 from one4all_lc.errors import Abstained, InvalidInput
 from one4all_lc.experts.chat import ChatExpert
 from one4all_lc.experts.choice import Choice
+from one4all_lc.experts.options import must_have_form
 from one4all_lc.head import CHAT
 from one4all_lc.library import Library, default_adapters, encoder_of
 from one4all_lc.routing.route import Candidate, Route
@@ -189,6 +190,8 @@ class One4All(ChatExpert):
             raise InvalidInput(msg)
         if route.best and route.best not in self.library:  # taken out of use since it was routed
             route = replace(route, abstained=True, reason="removed")
+        if route.best and must_have_form(settings) and self.library[route.best].card.kind != CHAT:
+            route = replace(route, abstained=True, reason="decides")
         told = {"route": route.as_dict(), "mode": mode}
         if not route.best:
             return self._abstained(route, told)

@@ -43,7 +43,7 @@ def test_the_readmes_figures_are_the_cards(name):
         )
 
 
-@pytest.mark.parametrize("name", ["fa-inference", "review-sentiment"])
+@pytest.mark.parametrize("name", ["fa-inference"])
 def test_the_readmes_figures_of_experts_that_decide_are_the_cards(name):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in text.split("\n") if line.startswith(f"| `{name}` | whe")]

@@ -37,24 +37,18 @@ def test_a_shipped_expert_is_whole_small_and_proven(name):
     assert expert.card.training["license"] != "unknown"
 
 
-DECISIONS = {
-    "fa-inference": (
-        "علی دیروز به تهران رسید.\nعلی در تهران است.",
-        "entailment contradiction neutral",
-    ),
-    "review-sentiment": ("The hinge of this laptop broke within a week.", "negative"),
-}
-
-
-@pytest.mark.parametrize("name", DECISIONS)
-def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one, name):
-    card = one.library[name].card
-    assert sum(path.stat().st_size for path in (ADAPTERS / name).iterdir()) < 6_000_000
+def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one):
+    card = one.library["fa-inference"].card
+    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-inference").iterdir())
+    assert size < 6_000_000
     assert card.metrics["accuracy"]["expert"] >= 0.7 > card.metrics["accuracy"]["base"]
-    question, labels = DECISIONS[name]
-    answer = one.invoke(question)
-    assert answer.response_metadata["expert"] == name
-    assert answer.text.split()[0] in {*labels.split(), "undecided;"}
+    pair = "علی دیروز به تهران رسید.\nعلی در تهران است."
+    answer = one.invoke(pair)
+    assert answer.response_metadata["expert"] == "fa-inference"
+    assert answer.text.split()[0] in {"entailment", "contradiction", "neutral", "undecided;"}
+    formed = one.invoke(pair, response_format={"type": "json_object"})
+    assert formed.response_metadata["route"]["reason"] == "decides"
+    assert formed.text.startswith("{")
 
 
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])

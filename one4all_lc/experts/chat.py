@@ -18,7 +18,7 @@ from one4all_lc.errors import InvalidInput
 from one4all_lc.experts.asking import EngineChatModel
 from one4all_lc.experts.choice import Choice
 from one4all_lc.experts.messages import prompt_of
-from one4all_lc.experts.options import OPTIONS, Options
+from one4all_lc.experts.options import OPTIONS, Options, must_have_form
 from one4all_lc.experts.replies import Reply
 from one4all_lc.experts.structured import Method, structured
 from one4all_lc.experts.templates import may_think, reasons, thought_over
@@ -241,6 +241,12 @@ class ChatExpert(EngineChatModel):
         """Return the choice of one expert, whatever its kind."""
         if expert.card.kind == CHAT:
             return Choice(((expert, 1.0),), metadata=metadata)
+        if must_have_form(settings):
+            msg = (
+                f"{expert.name!r} decides, and its answer has no form that one may demand: ask an "
+                "expert that writes, or leave response_format and tool_choice out."
+            )
+            raise InvalidInput(msg)
         from one4all_lc.experts.text.asking import as_message
 
         asked = self.text_expert(expert.name, settings.get("timeout", self.timeout))

@@ -108,6 +108,12 @@ def _reads_calls(template: Mapping[str, Any] | None) -> bool:
     return CALLS in (template or {}).get("fields", {})
 
 
+def must_have_form(settings: Mapping[str, Any]) -> bool:
+    """Whether a call's keywords demand an answer of a form: a schema's, or a tool call's."""
+    _, must = chosen(settings.get("tools") or (), settings.get("tool_choice"))
+    return must or settings.get("response_format") is not None
+
+
 def _schema(form: Any) -> dict[str, Any]:
     """Return the JSON schema that `response_format` asks for."""
     if not isinstance(form, Mapping):

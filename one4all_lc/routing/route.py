@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Reason = Literal["matched", "below_threshold", "ambiguous", "empty", "removed"]
+Reason = Literal["matched", "below_threshold", "ambiguous", "empty", "removed", "decides"]
 History = Literal["message", "last_turn", "previous_expert"]
 
 
@@ -71,8 +71,9 @@ class Route:
         experts: Every expert, best first.
         abstained: Whether no expert should answer.
         reason: `matched`, `below_threshold`, `ambiguous` where the margin is less than the router
-            was told to accept, `empty` for a library without experts, or `removed` for an expert
-            that was taken out of use before it could answer.
+            was told to accept, `empty` for a library without experts, `removed` for an expert
+            that was taken out of use before it could answer, or `decides` for one whose answer has
+            no form, where a form was demanded.
         in_scope: How well the question fits the best expert's domain; None without experts, as
             `threshold` is.
         threshold: What `in_scope` must reach.
@@ -126,6 +127,8 @@ class Route:
         best, near = self.experts[0], self.nearest[0]
         if self.reason == "removed":
             return f"{best.name} was taken out of use meanwhile."
+        if self.reason == "decides":
+            return f"{best.name} decides, and the answer must have a form."
         facts = (
             f"the nearest exemplar is {quote(near.text)} of {near.expert} ({near.similarity:.2f})"
         )
