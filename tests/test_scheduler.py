@@ -106,12 +106,14 @@ def test_what_does_not_fit_into_memory_waits_and_others_run():
 
 
 def test_only_the_next_few_experts_are_loaded_ahead():
-    adapters = FakeAdapters(**dict.fromkeys("abcd", Readiness.LOADING))
+    missing = "abcdefghijkl"
+    adapters = FakeAdapters(**dict.fromkeys(missing, Readiness.LOADING))
     scheduler = scheduler_of(adapters)
-    add(scheduler, "abcde")
-    assert admitted(scheduler) == "e", "one in memory runs, however far behind"
+    add(scheduler, missing + "z")
+    assert admitted(scheduler) == "z", "one in memory runs, however far behind"
     loads = {name for name, load in adapters.asked if load}
-    assert loads == set("abcd"[:LOOKAHEAD])
+    assert loads == set(missing[:LOOKAHEAD])
+    assert LOOKAHEAD < len(missing)
 
 
 def test_a_broken_adapter_is_told_to_its_requests_and_the_others_run():
