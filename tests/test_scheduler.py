@@ -113,7 +113,6 @@ def test_only_the_next_few_experts_are_loaded_ahead():
     assert admitted(scheduler) == "z", "one in memory runs, however far behind"
     loads = {name for name, load in adapters.asked if load}
     assert loads == set(missing[:LOOKAHEAD])
-    assert LOOKAHEAD < len(missing)
 
 
 def test_a_broken_adapter_is_told_to_its_requests_and_the_others_run():
