@@ -64,7 +64,7 @@ class Options:
         if must and form is not None:
             msg = "tool_choice and response_format ask for different answers: give one of them."
             raise InvalidInput(msg)
-        forced = must or form is not None
+        forced = must_have_form(settings)
         template = None if forced else response_template(tokenizer)
         return cls(
             tools,
