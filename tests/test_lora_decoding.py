@@ -8,7 +8,7 @@ from one4all_lc.base.lora import Adapter
 from one4all_lc.base.packing import Packer, measured_overhead
 from one4all_lc.base.planning import Planner
 from one4all_lc.base.residency import Residency
-from one4all_lc.base.tables import Tables
+from one4all_lc.base.tables import Table, Tables, Target
 from one4all_lc.library import Library
 from tests.conftest import ADAPTERS
 
@@ -153,3 +153,12 @@ def test_an_adapter_that_comes_back_is_looked_up_anew(linears, adapters):
 def test_the_price_of_a_segment_is_measured(linears):
     overhead = measured_overhead(linears.groups, linears.device, torch.bfloat16)
     assert 0 < overhead < 1e6
+
+
+def test_a_table_points_to_factors_as_loaded(linears, adapters):
+    """A copy would take bytes that no budget counts, and hold up those who decode."""
+    shipped = adapters[0]
+    targets = [Target.of(group) for group in linears.groups]
+    table = Table.of(only(shipped), {shipped.identity: shipped}, targets)
+    own = {item.data_ptr() for pair in shipped.factors.values() for item in pair}
+    assert {item.data_ptr() for item in table.factors} == own

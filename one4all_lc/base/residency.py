@@ -281,11 +281,17 @@ def _factors(
     for factor, modules in alike.items():
         a = _tensor(np.stack([arrays[_name(module, "A")] for module in modules])).to(device, dtype)
         # Transposed: kernels read the outputs of one rank side by side.
-        b = _tensor(np.stack([arrays[_name(module, "B")].T for module in modules])).to(device)
+        b = _tensor(_stacked([arrays[_name(module, "B")].T for module in modules])).to(device)
         b = (b if b.dtype == dtype else b.float()).mul_(factor.scale).to(dtype)
         pairs = zip(a.unbind(), b.unbind(), strict=True)
         factors |= {module: (a, b.t()) for module, (a, b) in zip(modules, pairs, strict=True)}
     return factors
+
+
+def _stacked(arrays: "Sequence[Array]") -> "Array":
+    """Stack arrays in C order: numpy alone keeps the order that they have."""
+    stacked = np.empty((len(arrays), *arrays[0].shape), arrays[0].dtype)
+    return np.stack(arrays, out=stacked)
 
 
 def _name(module: str, factor: str) -> str:

@@ -48,36 +48,52 @@ class Table:
         return self.pairs.data_ptr(), self.pairs.shape[1]
 
     @classmethod
-    def of(cls, mixture: Mixture, adapters: AdaptersById, groups: Sequence[Group]) -> "Table":
+    def of(cls, mixture: Mixture, adapters: AdaptersById, targets: Sequence["Target"]) -> "Table":
         """Note where the factors of a mixture lie."""
         kept: list[Tensor] = []
         rows: list[list[tuple[int, ...]]] = []
-        for group in groups:
+        used = [(adapters[identity], bits_of(weight)) for identity, weight in mixture]
+        for target in targets:
             row: list[tuple[int, ...]] = []
-            in_pairs = _in_pairs(group)
-            for name, outputs in members(group):
-                for identity, weight in mixture:
-                    pair = adapters[identity].factors.get(name)
+            for name, begin in target.layers:
+                for adapter, weight in used:
+                    pair = adapter.factors.get(name)
                     if pair is None:
                         continue
-                    a, b = (_readable(item, in_pairs=in_pairs) for item in (pair[0], pair[1].t()))
-                    kept += [a, b]
-                    place = (a.shape[0], outputs.start, b.shape[1], bits_of(weight))
-                    row.append((a.data_ptr(), b.data_ptr(), *place))
+                    a = _readable(pair[0], in_pairs=target.in_pairs)
+                    b = _readable(pair[1].t(), in_pairs=target.in_pairs)
+                    kept += (a, b)
+                    rank, width = b.shape
+                    row.append((a.data_ptr(), b.data_ptr(), rank, begin, width, weight))
             rows.append(row)
         # Filled by numpy: hundreds of small tensors would hold up those who decode.
         pairs = np.zeros((len(rows), max(map(len, rows)), lora.FIELDS), np.int64)
         for i, row in enumerate(rows):
             if row:
                 pairs[i, : len(row)] = row
-        used = tuple(adapters[identity] for identity, _ in mixture)
         ranks = torch.from_numpy(pairs[:, :, 2].max(1, initial=0))
-        return cls(torch.from_numpy(pairs), used, tuple(kept), ranks)
+        return cls(torch.from_numpy(pairs), tuple(item for item, _ in used), tuple(kept), ranks)
 
 
-def _in_pairs(group: Group) -> bool:
-    """Whether all widths of a group are what a kernel takes that computes in pairs."""
-    return all(width % lora.WIDTH == 0 for width in (group.in_features, *group.widths))
+@dataclass(frozen=True)
+class Target:
+    """A group of linears that adapters add to.
+
+    Attributes:
+        layers: Module path and first output of each.
+        in_pairs: Whether all widths are what a kernel takes that computes in pairs. The base
+            decides that, not the adapters at hand: a row must not depend on its company.
+    """
+
+    layers: tuple[tuple[str, int], ...]
+    in_pairs: bool
+
+    @classmethod
+    def of(cls, group: Group) -> "Target":
+        """Describe a group."""
+        layers = tuple((name, outputs.start) for name, outputs in members(group))
+        widths = (group.in_features, *group.widths)
+        return cls(layers, all(width % lora.WIDTH == 0 for width in widths))
 
 
 def _readable(factor: Tensor, *, in_pairs: bool) -> Tensor:
@@ -126,10 +142,7 @@ class Tables:
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
-        self._groups = groups
-        # The base decides what is computed in pairs, not the adapters at hand: a row must not
-        # depend on its company.
-        self._numbers = [(group.names[0], i, _in_pairs(group)) for i, group in enumerate(groups)]
+        self._targets = [Target.of(group) for group in groups]
         self._tables: OrderedDict[Mixture, Table] = OrderedDict()
 
     @property
@@ -162,8 +175,8 @@ class Tables:
             return []
         ranks = torch.stack([table.ranks for table in tables]).amax(0).tolist()
         groups = {
-            name: (i, rank, in_pairs)
-            for (name, i, in_pairs), rank in zip(self._numbers, ranks, strict=True)
+            target.layers[0][0]: (i, rank, target.in_pairs)
+            for i, (target, rank) in enumerate(zip(self._targets, ranks, strict=True))
             if rank
         }
         return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups)]
@@ -178,7 +191,7 @@ class Tables:
         known = self._tables.pop(mixture, None)
         # An adapter that has left memory and come back lies elsewhere; its old copy shall go.
         if known is None or not known.points_to(adapters, mixture):
-            known = Table.of(mixture, adapters, self._groups)
+            known = Table.of(mixture, adapters, self._targets)
         self._tables[mixture] = known
         if len(self._tables) > _MOST:  # segments hold those that they use
             self._tables.popitem(last=False)

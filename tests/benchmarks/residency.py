@@ -17,21 +17,25 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import operator
 import os
 import random
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from one4all_lc.base.linears import Linears
 from one4all_lc.base.loading import SharedBase
+from one4all_lc.base.lora import AdaptersById
 from one4all_lc.card import ExpertCard
+from one4all_lc.engine.decoding import Decoder, RowInput
 from one4all_lc.engine.engine import Engine
 from one4all_lc.engine.request import Request
 from one4all_lc.folder import CONFIG_FILE, WEIGHTS_FILE, Expert, read_expert
@@ -48,8 +52,8 @@ SAMPLE_SECONDS = 0.05
 
 MEGA = 1e6
 
-FEW, MANY = f"{RESIDENT} experts, tokens/s", f"{REGISTERED} experts, 64 MB, tokens/s"
-PEAK = f"{REGISTERED} experts, 64 MB, most bytes of adapters (MB)"
+FEW, MANY = f"{RESIDENT} experts", f"{REGISTERED} experts, 64 MB"
+PEAK = f"{MANY}: most bytes of adapters (MB)"
 
 
 def write_experts(folder: Path, base: SharedBase) -> list[Expert]:
@@ -74,17 +78,56 @@ def write_experts(folder: Path, base: SharedBase) -> list[Expert]:
     return experts
 
 
+class Profile:
+    """Where an engine's time goes.
+
+    Attributes:
+        seconds: Of all forwards of one kind: in which everybody decodes, some prompts are read,
+            or a step is recorded.
+        steps: How many forwards of one kind there were.
+    """
+
+    KINDS = ("decode", "read prompts", "record")
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.seconds, self.steps = dict.fromkeys(self.KINDS, 0.0), dict.fromkeys(self.KINDS, 0)
+        self._decoder, self._forward = decoder, decoder.forward
+        decoder.forward = self._timed  # type: ignore[method-assign]
+
+    def figures(self) -> Iterator[float]:
+        """Yield seconds and number of forwards of every kind."""
+        for kind in self.KINDS:
+            yield from (self.seconds[kind], self.steps[kind])
+
+    @classmethod
+    def names(cls, case: str) -> Iterator[str]:
+        """Yield what those figures are called."""
+        for kind in cls.KINDS:
+            yield from (f"{case}: seconds of steps that {kind}", f"{case}: steps that {kind}")
+
+    def _timed(self, rows: Sequence[RowInput], adapters: AdaptersById) -> Tensor:
+        recorded, begun = self._decoder.recorded_bytes, time.perf_counter()
+        logits = self._forward(rows, adapters)
+        kind = "decode" if all(row.decodes for row in rows) else "read prompts"
+        kind = kind if self._decoder.recorded_bytes == recorded else "record"
+        self.seconds[kind] += time.perf_counter() - begun
+        self.steps[kind] += 1
+        return logits
+
+
 class Watched:
-    """An engine for one run, and the most that its adapters have taken.
+    """An engine for one run, where its time goes, and the most that its adapters have taken.
 
     A base has one engine at a time, so every run makes its own.
 
     Attributes:
+        profile: Of its forwards.
         peak: The most bytes.
     """
 
     def __init__(self, base: SharedBase, **settings: int) -> None:
         self.engine = Engine(base, **settings)
+        self.profile = Profile(self.engine._decoder)
         self.peak = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -127,15 +170,19 @@ class Traffic:
         self._requests = requests
         self._rounds = {name: itertools.count() for name in (FEW, MANY)}
 
-    def few(self) -> tuple[float, float]:
-        """Return tokens per second with 8 experts in memory, and tokens of an average step."""
-        numbers = [number % RESIDENT for number in self._draw(FEW)]
-        speed, rows, *_ = self._serve(numbers)
-        return speed, rows
+    def few(self) -> tuple[float, ...]:
+        """Return the figures with 8 experts in memory, as `names` has them."""
+        return self._serve([number % RESIDENT for number in self._draw(FEW)])
 
     def many(self) -> tuple[float, ...]:
-        """Return the figures with the small budget, as `serve` names them."""
+        """Return the same with the small budget."""
         return self._serve(self._draw(MANY), adapter_bytes=BUDGET)
+
+    @staticmethod
+    def names(case: str) -> tuple[str, ...]:
+        """Return what the figures of a case are called, tokens per second under its own name."""
+        peak = f"{case}: most bytes of adapters (MB)"
+        return (case, f"{case}: tokens a step", peak, f"{case}: loads", *Profile.names(case))
 
     def _draw(self, case: str) -> list[int]:
         """Draw expert numbers: in one round the same for both cases."""
@@ -143,18 +190,20 @@ class Traffic:
         draw = random.Random(next(self._rounds[case]))
         return draw.choices(range(len(self._experts)), chances, k=self._requests)
 
-    def _serve(self, numbers: Sequence[int], **settings: int) -> tuple[float, float, float, int]:
+    def _serve(self, numbers: Sequence[int], **settings: int) -> tuple[float, ...]:
         with Watched(self._base, **settings) as watched:
             watched.ask([self._request(number, WARM_UP_TOKENS) for number in range(RESIDENT)])
             requests = [self._request(number, self._tokens) for number in numbers]
             before = watched.engine.stats()
+            earlier = tuple(watched.profile.figures())
             begun = time.perf_counter()
             counts = watched.ask(requests)
             speed = rate(counts, self._tokens, time.perf_counter() - begun)
             after = watched.engine.stats()
         rows = (after.tokens - before.tokens) / (after.steps - before.steps)
         loads = after.adapter_loads - before.adapter_loads
-        return speed, rows, watched.peak / MEGA, loads
+        forwards = map(operator.sub, watched.profile.figures(), earlier)
+        return speed, rows, watched.peak / MEGA, loads, *forwards
 
     def _request(self, number: int, tokens: int) -> Request:
         return Request(next(self._prompts), ((self._experts[number], 1.0),), exactly(tokens))
@@ -162,13 +211,7 @@ class Traffic:
 
 def serve(traffic: Traffic, count: int) -> Rounds:
     """Run the rounds; every run warms up by itself."""
-    few = (FEW, f"{RESIDENT} experts, tokens a step")
-    many = (
-        MANY,
-        f"{REGISTERED} experts, 64 MB, tokens a step",
-        PEAK,
-        f"{REGISTERED} experts, 64 MB, adapters loaded",
-    )
+    few, many = traffic.names(FEW), traffic.names(MANY)
     return rounds({**together(few, traffic.few), **together(many, traffic.many)}, count)
 
 
@@ -242,7 +285,7 @@ def main() -> None:
         measured,
         bars_of(measured, taken),
         arguments.json,
-        unit="see each case",
+        unit="tokens/s, or as it says",
         rounds=arguments.rounds,
         requests=arguments.requests,
         tokens=arguments.tokens,
