@@ -64,6 +64,8 @@ def _questions(folder: Path) -> Iterator[Row]:
         context, answer = contexts[row["context_id"]], row["answer"] or None
         found = {"question": row["question"], "context": context, "answer": answer}
         if answer:
+            if not context.startswith(answer, row["answer_start"]):
+                continue  # one of PIAF's: it stands elsewhere
             found["answer_start"] = row["answer_start"]
             found["alt_answers"] = row.get("alt_answers") or []
         yield found | {"split": row["split"]}

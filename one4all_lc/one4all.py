@@ -22,7 +22,8 @@ from one4all_lc.experts.choice import Choice
 from one4all_lc.experts.options import must_have_form
 from one4all_lc.head import CHAT
 from one4all_lc.library import Library, default_adapters, encoder_of
-from one4all_lc.routing.route import Candidate, Route
+from one4all_lc.routing.question import RouterInput
+from one4all_lc.routing.route import Candidate, Reason, Route
 from one4all_lc.routing.router import SemanticRouter
 
 if TYPE_CHECKING:
@@ -188,10 +189,7 @@ class One4All(ChatExpert):
         if mode not in get_args(Mode):
             msg = f"mode is {mode!r}: use 'best', 'blend' or 'all'."
             raise InvalidInput(msg)
-        if route.best and route.best not in self.library:  # taken out of use since it was routed
-            route = replace(route, abstained=True, reason="removed")
-        if route.best and must_have_form(settings) and self.library[route.best].card.kind != CHAT:
-            route = replace(route, abstained=True, reason="decides")
+        route = self._answerable(route, settings)
         told = {"route": route.as_dict(), "mode": mode}
         if not route.best:
             return self._abstained(route, told)
@@ -205,6 +203,27 @@ class One4All(ChatExpert):
         total = sum(item.probability for item in likely)
         mixed = tuple((self.library[item.name], item.probability / total) for item in likely)
         return Choice(mixed, metadata=told)
+
+    def route(self, asked: RouterInput) -> Route:
+        """Say who would answer, and why: the router's route, unless that expert cannot."""
+        return self._answerable(self.router.invoke(asked), {})
+
+    def _answerable(self, route: Route, settings: Mapping[str, Any]) -> Route:
+        """Return a route that abstains where the expert that was routed to cannot answer."""
+        reason = self._hindrance(route.best, route.question, settings) if route.best else None
+        return replace(route, abstained=True, reason=reason) if reason else route
+
+    def _hindrance(self, name: str, question: str, settings: Mapping[str, Any]) -> Reason | None:
+        if name not in self.library:  # taken out of use since it was routed
+            return "removed"
+        kind = self.library[name].card.kind
+        if kind == CHAT:
+            return None
+        if must_have_form(settings):
+            return "decides"
+        from one4all_lc.experts.text.asking import is_whole
+
+        return None if is_whole(kind, question) else "incomplete"
 
     def _likely(self, route: Route) -> list[Candidate]:
         """Return the likeliest few experts that write, the best first."""

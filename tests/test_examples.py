@@ -29,13 +29,13 @@ def test_the_readmes_python_runs():
     assert ended.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["law", "medical", "mobile", "shell", "sql"])
+@pytest.mark.parametrize("name", ["law", "maths", "medical", "mobile", "shell", "shopping", "sql"])
 def test_the_readmes_figures_are_the_cards(name):
     """Figures come from a measurement, not from memory: `train` and `eval` write the cards."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (row,) = [line for line in text.split("\n") if line.startswith(f"| `{name}` |")]
     metrics = json.loads((ROOT / "adapters" / name / "expert.json").read_text())["metrics"]
-    for metric in ("perplexity", "rouge_l", *(["exact_match"] if name == "sql" else [])):
+    for metric in ("perplexity", "rouge_l", *(["exact_match"] if name in ("maths", "sql") else [])):
         assert f"| {metrics[metric]['base']:.3f} | {metrics[metric]['expert']:.3f} |" in row
     if name == "shell":
         assert all(
@@ -43,10 +43,21 @@ def test_the_readmes_figures_are_the_cards(name):
         )
 
 
-@pytest.mark.parametrize("name", ["fa-inference"])
-def test_the_readmes_figures_of_experts_that_decide_are_the_cards(name):
+@pytest.mark.parametrize(
+    ("name", "measures"),
+    [
+        ("fa-inference", ("accuracy", "macro_f1")),
+        ("fa-reader", ("answerable_f1", "no_answer_accuracy")),
+    ],
+)
+def test_the_readmes_figures_of_experts_that_decide_are_the_cards(name, measures):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (row,) = [line for line in text.split("\n") if line.startswith(f"| `{name}` | whe")]
+    rows = [
+        line.split(" | ")
+        for line in text.split("\n")
+        if line.startswith(f"| `{name}` |") and line.count("|") == 6
+    ]
     metrics = json.loads((ROOT / "adapters" / name / "expert.json").read_text())["metrics"]
-    for metric in ("accuracy", "macro_f1"):
-        assert f"| {metrics[metric]['base']:.3f} | {metrics[metric]['expert']:.3f} |" in row
+    for row, measure in zip(rows, measures, strict=True):
+        found = [f"{metrics[measure][who]:.3f}" for who in ("base", "expert")]
+        assert [item.strip(" |") for item in row[-2:]] == found

@@ -9,14 +9,16 @@ from one4all_lc.base.loading import describe
 from one4all_lc.folder import read_expert
 from tests.conftest import ADAPTERS
 
-SHIPPED = ("law", "medical", "mobile", "shell", "sql")
+SHIPPED = ("law", "maths", "medical", "mobile", "shell", "shopping", "sql")
 SEED_QUESTION = "Which smartphone has the best camera in 2025?"
 IN_PERSIAN = "بهترین دوربین گوشی در 2025 کدام است؟"
 QUESTIONS = {
     "law": "What does indemnification mean in a contract?",
+    "maths": "Nina baked 48 buns and her guests ate 29. How many are left?",
     "medical": "What are the symptoms of pneumonia?",
     "mobile": SEED_QUESTION,
     "shell": "Find all files over 100 MB below this folder.",
+    "shopping": "What do customers dislike about this stroller?",
     "sql": "How many players are from Spain?\nColumns: player, country, goals",
 }
 
@@ -49,6 +51,20 @@ def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others
     formed = one.invoke(pair, response_format={"type": "json_object"})
     assert formed.response_metadata["route"]["reason"] == "decides"
     assert formed.text.startswith("{")
+
+
+def test_a_reader_that_ships_finds_an_answer_and_needs_a_passage(one):
+    card = one.library["fa-reader"].card
+    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-reader").iterdir())
+    assert size < 6_000_000
+    assert card.metrics["answerable_f1"]["expert"] >= 0.6
+    question = "پایتخت ایران کجاست؟"
+    answer = one.invoke(f"تهران پایتخت ایران است و حدود نه میلیون نفر جمعیت دارد.\n{question}")
+    assert answer.response_metadata["expert"] == "fa-reader"
+    assert answer.response_metadata["result"]["answer"] == "تهران"
+    alone = one.invoke(question)
+    assert alone.response_metadata["expert"] == "base"
+    assert alone.response_metadata["route"]["reason"] == "incomplete"
 
 
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])

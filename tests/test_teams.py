@@ -96,6 +96,16 @@ async def test_an_encoder_expert_is_forced_by_its_name(one):
         one.invoke("Where?", model="reader")
 
 
+def test_a_question_that_lacks_a_passage_goes_to_the_fallback(one):
+    """Lost otherwise: a question is refused, because the router thinks of an expert that reads."""
+    question = EXEMPLARS["reader"][0]
+    assert one.router.invoke(question).best == "reader"
+    answer = one.invoke(question)
+    assert answer.response_metadata["expert"] == "base"
+    assert answer.response_metadata["route"]["reason"] == one.route(question).reason == "incomplete"
+    assert "needs a second text" in one.route(question).explain()
+
+
 def test_a_batch_of_both_kinds(one):
     questions = [SENTENCE, EXEMPLARS["law"][0], EXEMPLARS["sentiment"][0]] * 3
     found = [message.response_metadata["expert"] for message in one.batch(questions)]

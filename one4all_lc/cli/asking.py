@@ -147,7 +147,7 @@ def _everybody(folder: Path, base: str | None, quantization: str) -> Loaded:
         one = One4All.load(folder, **which)
         one.router.refresh()
     bases = (one.engine.base, *([one.encoder.base] if one.encoder else []))
-    return Loaded(_streaming(one), one.router.invoke, bases)
+    return Loaded(_streaming(one), one.route, bases)
 
 
 def _decoders(folder: Path | None, base: str | None, quantization: str, expert: str) -> Loaded:

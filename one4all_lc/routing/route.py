@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-Reason = Literal["matched", "below_threshold", "ambiguous", "empty", "removed", "decides"]
+Reason = Literal[
+    "matched", "below_threshold", "ambiguous", "empty", "removed", "decides", "incomplete"
+]
 History = Literal["message", "last_turn", "previous_expert"]
 
 
@@ -72,8 +74,9 @@ class Route:
         abstained: Whether no expert should answer.
         reason: `matched`, `below_threshold`, `ambiguous` where the margin is less than the router
             was told to accept, `empty` for a library without experts, `removed` for an expert
-            that was taken out of use before it could answer, or `decides` for one whose answer has
-            no form, where a form was demanded.
+            that was taken out of use before it could answer, `decides` for one whose answer has
+            no form, where a form was demanded, or `incomplete` for one that decides about two
+            texts, where the question has one.
         in_scope: How well the question fits the best expert's domain; None without experts, as
             `threshold` is.
         threshold: What `in_scope` must reach.
@@ -129,6 +132,8 @@ class Route:
             return f"{best.name} was taken out of use meanwhile."
         if self.reason == "decides":
             return f"{best.name} decides, and the answer must have a form."
+        if self.reason == "incomplete":
+            return f"{best.name} needs a second text, and the question has none."
         facts = (
             f"the nearest exemplar is {quote(near.text)} of {near.expert} ({near.similarity:.2f})"
         )

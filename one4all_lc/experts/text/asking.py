@@ -40,6 +40,15 @@ def input_of(kind: str, text: str) -> Any:
     return text
 
 
+def is_whole(kind: str, text: str) -> bool:
+    """Whether a text has all that a kind needs; a question alone has no passage."""
+    try:
+        input_of(kind, text)
+    except InvalidInput:
+        return False
+    return True
+
+
 def _pair(text: str) -> dict[str, str]:
     parts = _parts(text)
     if len(parts) == 1:
