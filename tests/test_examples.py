@@ -48,6 +48,7 @@ def test_the_readmes_figures_are_the_cards(name):
     [
         ("fa-inference", ("accuracy", "macro_f1")),
         ("fa-reader", ("answerable_f1", "no_answer_accuracy")),
+        ("review-sentiment", ("accuracy", "macro_f1")),
     ],
 )
 def test_the_readmes_figures_of_experts_that_decide_are_the_cards(name, measures):

@@ -67,6 +67,21 @@ def test_a_reader_that_ships_finds_an_answer_and_needs_a_passage(one):
     assert alone.response_metadata["route"]["reason"] == "incomplete"
 
 
+@pytest.mark.parametrize(
+    ("question", "label"),
+    [
+        ("Is this review positive or negative: the hinge broke and nobody answers.", "negative"),
+        ("این نظر مثبت است یا منفی؟ دوربینش عالی است", "positive"),
+        ("Cet avis est-il positif ou négatif ? Le son est excellent.", "positive"),
+    ],
+)
+def test_the_sentiment_of_a_remark_is_labelled_in_three_languages(one, question, label):
+    answer = one.invoke(question)
+    assert answer.response_metadata["expert"] == "review-sentiment"
+    assert answer.response_metadata["result"]["label"] == label
+    assert one.library["review-sentiment"].card.metrics["accuracy"]["expert"] >= 0.94
+
+
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])
 def test_the_seed_question_goes_to_mobile_in_both_languages(one, question):
     answer = one.invoke(question)
