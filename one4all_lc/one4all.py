@@ -208,6 +208,10 @@ class One4All(ChatExpert):
         """Say who would answer, and why: the router's route, unless that expert cannot."""
         return self._answerable(self.router.invoke(asked), {})
 
+    async def aroute(self, asked: RouterInput) -> Route:
+        """As `route`."""
+        return self._answerable(await self.router.ainvoke(asked), {})
+
     def _answerable(self, route: Route, settings: Mapping[str, Any]) -> Route:
         """Return a route that abstains where the expert that was routed to cannot answer."""
         reason = self._hindrance(route.best, route.question, settings) if route.best else None

@@ -96,13 +96,14 @@ async def test_an_encoder_expert_is_forced_by_its_name(one):
         one.invoke("Where?", model="reader")
 
 
-def test_a_question_that_lacks_a_passage_goes_to_the_fallback(one):
+async def test_a_question_that_lacks_a_passage_goes_to_the_fallback(one):
     """Lost otherwise: a question is refused, because the router thinks of an expert that reads."""
     question = EXEMPLARS["reader"][0]
     assert one.router.invoke(question).best == "reader"
     answer = one.invoke(question)
     assert answer.response_metadata["expert"] == "base"
     assert answer.response_metadata["route"]["reason"] == one.route(question).reason == "incomplete"
+    assert await one.aroute(question) == one.route(question)
     assert "needs a second text" in one.route(question).explain()
 
 
