@@ -24,6 +24,7 @@ from langgraph.types import Send
 
 from one4all_lc.card import BASE
 from one4all_lc.errors import InvalidInput
+from one4all_lc.experts.answerable import answerable
 from one4all_lc.experts.chat import ChatExpert
 from one4all_lc.one4all import AUTO, One4All
 from one4all_lc.routing.question import question_of
@@ -86,16 +87,18 @@ class ExpertRouterMiddleware(
     ) -> dict[str, Any]:
         """Route the turn."""
         question = _question(state["messages"])
-        route = self.router.invoke(question) if question is not None else None
-        return {"expert_route": route.as_dict() if route else None}
+        return self._told(self.router.invoke(question) if question is not None else None)
 
     async def abefore_agent(
         self, state: ExpertRouterState[ResponseT], runtime: Runtime[ContextT]
     ) -> dict[str, Any]:
         """Route the turn with the embedder's own async method."""
         question = _question(state["messages"])
-        route = await self.router.ainvoke(question) if question is not None else None
-        return {"expert_route": route.as_dict() if route else None}
+        return self._told(await self.router.ainvoke(question) if question is not None else None)
+
+    def _told(self, route: Route | None) -> dict[str, Any]:
+        found = answerable(route, self.model.library) if route else None
+        return {"expert_route": found.as_dict() if found else None}
 
     def wrap_model_call(
         self,

@@ -7,7 +7,6 @@ chain.invoke("Which phone has the best battery?")["sources"]
 
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from langchain_core.documents import Document
@@ -26,6 +25,7 @@ from langchain_core.runnables import (
 
 from one4all_lc.card import BASE
 from one4all_lc.errors import InvalidInput
+from one4all_lc.experts.answerable import answerable
 from one4all_lc.retrieval import DomainRetriever, Retrieved
 from one4all_lc.routing.question import RouterInput
 from one4all_lc.routing.route import Route
@@ -145,9 +145,7 @@ def _check_prompt(prompt: BasePromptTemplate[Any]) -> None:
 
 
 def _found(asked: RouterInput, retrieved: Retrieved, one: "ChatExpert") -> dict[str, Any]:
-    route = retrieved.route
-    if route.best and route.best not in one.library:  # taken out of use since it was routed
-        route = replace(route, abstained=True, reason="removed")
+    route = answerable(retrieved.route, one.library)
     return {"messages": _messages(asked), "route": route, "documents": retrieved.documents}
 
 

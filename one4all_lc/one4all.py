@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
@@ -17,13 +16,13 @@ from one4all_lc.card import BASE
 from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.engine import Engine
 from one4all_lc.errors import Abstained, InvalidInput
+from one4all_lc.experts.answerable import answerable
 from one4all_lc.experts.chat import ChatExpert
 from one4all_lc.experts.choice import Choice
-from one4all_lc.experts.options import must_have_form
 from one4all_lc.head import CHAT
 from one4all_lc.library import Library, default_adapters, encoder_of
 from one4all_lc.routing.question import RouterInput
-from one4all_lc.routing.route import Candidate, Reason, Route
+from one4all_lc.routing.route import Candidate, Route
 from one4all_lc.routing.router import SemanticRouter
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ class One4All(ChatExpert):
         if mode not in get_args(Mode):
             msg = f"mode is {mode!r}: use 'best', 'blend' or 'all'."
             raise InvalidInput(msg)
-        route = self._answerable(route, settings)
+        route = answerable(route, self.library, settings)
         told = {"route": route.as_dict(), "mode": mode}
         if not route.best:
             return self._abstained(route, told)
@@ -206,28 +205,11 @@ class One4All(ChatExpert):
 
     def route(self, asked: RouterInput) -> Route:
         """Say who would answer, and why: the router's route, unless that expert cannot."""
-        return self._answerable(self.router.invoke(asked), {})
+        return answerable(self.router.invoke(asked), self.library)
 
     async def aroute(self, asked: RouterInput) -> Route:
         """As `route`."""
-        return self._answerable(await self.router.ainvoke(asked), {})
-
-    def _answerable(self, route: Route, settings: Mapping[str, Any]) -> Route:
-        """Return a route that abstains where the expert that was routed to cannot answer."""
-        reason = self._hindrance(route.best, route.question, settings) if route.best else None
-        return replace(route, abstained=True, reason=reason) if reason else route
-
-    def _hindrance(self, name: str, question: str, settings: Mapping[str, Any]) -> Reason | None:
-        if name not in self.library:  # taken out of use since it was routed
-            return "removed"
-        kind = self.library[name].card.kind
-        if kind == CHAT:
-            return None
-        if must_have_form(settings):
-            return "decides"
-        from one4all_lc.experts.text.asking import is_whole
-
-        return None if is_whole(kind, question) else "incomplete"
+        return answerable(await self.router.ainvoke(asked), self.library)
 
     def _likely(self, route: Route) -> list[Candidate]:
         """Return the likeliest few experts that write, the best first."""

@@ -39,11 +39,22 @@ def test_a_shipped_expert_is_whole_small_and_proven(name):
     assert expert.card.training["license"] != "unknown"
 
 
-def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others(one):
-    card = one.library["fa-inference"].card
-    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-inference").iterdir())
-    assert size < 6_000_000
-    assert card.metrics["accuracy"]["expert"] >= 0.7 > card.metrics["accuracy"]["base"]
+@pytest.mark.parametrize(
+    ("name", "metric", "least"),
+    [
+        ("fa-inference", "accuracy", 0.7),
+        ("fa-reader", "answerable_f1", 0.6),
+        ("review-sentiment", "accuracy", 0.94),
+    ],
+)
+def test_a_shipped_expert_that_decides_is_small_and_proven(one, name, metric, least):
+    expert = one.library[name]
+    assert sum(path.stat().st_size for path in expert.folder.iterdir()) < 6_000_000
+    measured = expert.card.metrics[metric]
+    assert measured["expert"] >= least > measured["base"]
+
+
+def test_a_shipped_expert_that_decides_is_asked_like_the_others(one):
     pair = "علی دیروز به تهران رسید.\nعلی در تهران است."
     answer = one.invoke(pair)
     assert answer.response_metadata["expert"] == "fa-inference"
@@ -53,11 +64,7 @@ def test_a_shipped_expert_that_decides_is_small_proven_and_asked_like_the_others
     assert formed.text.startswith("{")
 
 
-def test_a_reader_that_ships_finds_an_answer_and_needs_a_passage(one):
-    card = one.library["fa-reader"].card
-    size = sum(path.stat().st_size for path in (ADAPTERS / "fa-reader").iterdir())
-    assert size < 6_000_000
-    assert card.metrics["answerable_f1"]["expert"] >= 0.6
+def test_the_reader_finds_an_answer_and_needs_a_passage(one):
     question = "پایتخت ایران کجاست؟"
     answer = one.invoke(f"تهران پایتخت ایران است و حدود نه میلیون نفر جمعیت دارد.\n{question}")
     assert answer.response_metadata["expert"] == "fa-reader"
@@ -79,7 +86,6 @@ def test_the_sentiment_of_a_remark_is_labelled_in_three_languages(one, question,
     answer = one.invoke(question)
     assert answer.response_metadata["expert"] == "review-sentiment"
     assert answer.response_metadata["result"]["label"] == label
-    assert one.library["review-sentiment"].card.metrics["accuracy"]["expert"] >= 0.94
 
 
 @pytest.mark.parametrize("question", [SEED_QUESTION, IN_PERSIAN])

@@ -17,6 +17,7 @@ from one4all_lc import (
     UnfitExpert,
     expert_tools,
 )
+from one4all_lc.agents import ExpertRouterMiddleware
 from one4all_lc.base.loading import DEFAULT_ENCODER
 from one4all_lc.engine.encoders import EncoderEngine
 from one4all_lc.engine.engine import Engine
@@ -104,6 +105,9 @@ async def test_a_question_that_lacks_a_passage_goes_to_the_fallback(one):
     assert answer.response_metadata["expert"] == "base"
     assert answer.response_metadata["route"]["reason"] == one.route(question).reason == "incomplete"
     assert await one.aroute(question) == one.route(question)
+    turn = {"messages": [HumanMessage(question)]}
+    told = ExpertRouterMiddleware(one).before_agent(turn, None)["expert_route"]
+    assert (told["best"], told["reason"]) == (None, "incomplete")
     assert "needs a second text" in one.route(question).explain()
 
 

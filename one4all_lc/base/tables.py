@@ -18,6 +18,27 @@ _MOST = 256
 """Tables that are kept: weights chosen anew for each request make a mixture each."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """A group of linears that adapters add to.
+
+    Attributes:
+        layers: Module path and first output of each.
+        in_pairs: Whether all widths are what a kernel takes that computes in pairs. The base
+            decides that, not the adapters at hand: a row must not depend on its company.
+    """
+
+    layers: tuple[tuple[str, int], ...]
+    in_pairs: bool
+
+    @classmethod
+    def of(cls, group: Group) -> "Target":
+        """Describe a group."""
+        layers = tuple((name, outputs.start) for name, outputs in members(group))
+        widths = (group.in_features, *group.widths)
+        return cls(layers, all(width % lora.WIDTH == 0 for width in widths))
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """The factor pairs of one mixture.
@@ -48,7 +69,7 @@ class Table:
         return self.pairs.data_ptr(), self.pairs.shape[1]
 
     @classmethod
-    def of(cls, mixture: Mixture, adapters: AdaptersById, targets: Sequence["Target"]) -> "Table":
+    def of(cls, mixture: Mixture, adapters: AdaptersById, targets: Sequence[Target]) -> "Table":
         """Note where the factors of a mixture lie."""
         kept: list[Tensor] = []
         rows: list[list[tuple[int, ...]]] = []
@@ -73,27 +94,6 @@ class Table:
                 pairs[i, : len(row)] = row
         ranks = torch.from_numpy(pairs[:, :, 2].max(1, initial=0))
         return cls(torch.from_numpy(pairs), tuple(item for item, _ in used), tuple(kept), ranks)
-
-
-@dataclass(frozen=True)
-class Target:
-    """A group of linears that adapters add to.
-
-    Attributes:
-        layers: Module path and first output of each.
-        in_pairs: Whether all widths are what a kernel takes that computes in pairs. The base
-            decides that, not the adapters at hand: a row must not depend on its company.
-    """
-
-    layers: tuple[tuple[str, int], ...]
-    in_pairs: bool
-
-    @classmethod
-    def of(cls, group: Group) -> "Target":
-        """Describe a group."""
-        layers = tuple((name, outputs.start) for name, outputs in members(group))
-        widths = (group.in_features, *group.widths)
-        return cls(layers, all(width % lora.WIDTH == 0 for width in widths))
 
 
 def _readable(factor: Tensor, *, in_pairs: bool) -> Tensor:

@@ -53,7 +53,7 @@ SAMPLE_SECONDS = 0.05
 MEGA = 1e6
 
 FEW, MANY = f"{RESIDENT} experts", f"{REGISTERED} experts, 64 MB"
-PEAK = f"{MANY}: most bytes of adapters (MB)"
+PEAK = "{case}: most bytes of adapters (MB)"
 
 
 def write_experts(folder: Path, base: SharedBase) -> list[Expert]:
@@ -181,8 +181,8 @@ class Traffic:
     @staticmethod
     def names(case: str) -> tuple[str, ...]:
         """Return what the figures of a case are called, tokens per second under its own name."""
-        peak = f"{case}: most bytes of adapters (MB)"
-        return (case, f"{case}: tokens a step", peak, f"{case}: loads", *Profile.names(case))
+        peak, rows, loads = PEAK.format(case=case), f"{case}: tokens a step", f"{case}: loads"
+        return (case, rows, peak, loads, *Profile.names(case))
 
     def _draw(self, case: str) -> list[int]:
         """Draw expert numbers: in one round the same for both cases."""
@@ -259,7 +259,7 @@ def resident_bytes() -> int | None:
 
 def bars_of(measured: Rounds, taken: dict[str, dict[str, float | None]]) -> dict[str, Bar]:
     """Return the bars with their figures."""
-    peak = round(max(measured.figures[PEAK]) * MEGA / BUDGET, 3)
+    peak = round(max(measured.figures[PEAK.format(case=MANY)]) * MEGA / BUDGET, 3)
     return {
         "zipf1000": Bar(measured.ratio(MANY, FEW), 0.7),
         "zipf1000_memory": Bar(peak, 1.1, at_most=True),
