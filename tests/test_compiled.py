@@ -189,8 +189,46 @@ def test_adapters_in_pairs(rank, features, width):
     assert torch.equal(y[35:], again[35:])
     for row in range(9):
         unit = torch.tensor([[row, 1, pair.data_ptr(), 2, 0]])
-        lora.add(x, again, unit, 0, rank, in_pairs=True)
+        lora.add(x, again, unit, 0, rank, in_pairs=True, reads=False)
         assert torch.equal(again[row], y[row]), "a row depends on its company"
+
+
+@pytest.mark.skipif(not tiles.multiplies_tiles(), reason="the processor has no AMX")
+@pytest.mark.parametrize(
+    ("rank", "features", "width"), [(4, 32, 32), (8, 576, 192), (20, 96, 64), (64, 64, 1536)]
+)
+def test_adapters_of_prompts_in_tiles(rank, features, width):
+    torch.manual_seed(0)
+    rows, outputs, begin = 64, width + 64, 32
+    x, y = torch.randn(rows, features).bfloat16(), torch.randn(rows, outputs).bfloat16()
+    a, b = torch.randn(rank, features).bfloat16(), torch.randn(rank, width).bfloat16()
+    # A pair of a smaller rank comes second, where the larger one has left its numbers.
+    small = [a.data_ptr(), b.data_ptr(), 4, begin, width, bits_of(-0.25)]
+    pairs = torch.tensor([[a.data_ptr(), b.data_ptr(), rank, begin, width, bits_of(0.5)], small])
+
+    def added(to: torch.Tensor, *units: tuple[int, int]) -> torch.Tensor:
+        made = torch.tensor([[*unit, pairs.data_ptr(), 2, 1] for unit in units])
+        lora.add(x, to, made, 0, rank, in_pairs=True)
+        return to
+
+    expected, whole = y.double(), added(y.clone(), (0, 64))
+    for scale, ranks in ((0.5, rank), (-0.25, 4)):
+        product = x.double() @ a[:ranks].double().T @ b[:ranks].double()
+        expected[:, begin : begin + width] += scale * product
+    error = (whole.double() - expected).norm() / expected.norm()
+    assert error < 2 * TYPES[torch.bfloat16], "it is rounded twice, as there are two pairs"
+    for count in range(1, 64):
+        some = added(y.clone(), (3, min(count, 61)), (0, 2))
+        after = 3 + min(count, 61)
+        assert torch.equal(some[3:after], whole[3:after]), "a row depends on its company"
+        assert torch.equal(some[:2], whole[:2])
+        assert torch.equal(some[after:], y[after:])
+    decoded = torch.tensor([[0, 4, pairs.data_ptr(), 2, 0], [4, 60, pairs.data_ptr(), 2, 1]])
+    both, few = y.clone(), y.clone()
+    lora.add(x, both, decoded, 0, rank, in_pairs=True)
+    lora.add(x, few, decoded[:1], 0, rank, in_pairs=True, reads=False)
+    assert torch.equal(both[:4], few[:4])
+    assert torch.equal(both[4:], whole[4:])
 
 
 def test_without_openmp_one_thread_does_all(monkeypatch, dtype):

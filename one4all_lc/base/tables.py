@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from one4all_lc.base.compiled import lora
 from one4all_lc.base.compiled.kernel import bits_of
+from one4all_lc.base.compiled.lora_layout import DECODED, FIELDS, READ
+from one4all_lc.base.compiled.lora_pairs import TOGETHER, WIDTH
 from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment, members
 
 _MOST = 256
@@ -36,7 +38,7 @@ class Target:
         """Describe a group."""
         layers = tuple((name, outputs.start) for name, outputs in members(group))
         widths = (group.in_features, *group.widths)
-        return cls(layers, all(width % lora.WIDTH == 0 for width in widths))
+        return cls(layers, all(width % WIDTH == 0 for width in widths))
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Table:
     """The factor pairs of one mixture.
 
     Attributes:
-        pairs: Shape (groups, pairs of a group, `lora.FIELDS`), int64.
+        pairs: Shape (groups, pairs of a group, `FIELDS`), int64.
         adapters: Those of the mixture.
         factors: The tensors that it points to: theirs, or copies in the layout of the kernel. Ranks
             are filled up with zeros, since the kernel takes several at once.
@@ -88,7 +90,7 @@ class Table:
                     row.append((a.data_ptr(), b.data_ptr(), rank, begin, width, weight))
             rows.append(row)
         # Filled by numpy: hundreds of small tensors would hold up those who decode.
-        pairs = np.zeros((len(rows), max(map(len, rows)), lora.FIELDS), np.int64)
+        pairs = np.zeros((len(rows), max(map(len, rows)), FIELDS), np.int64)
         for i, row in enumerate(rows):
             if row:
                 pairs[i, : len(row)] = row
@@ -98,7 +100,7 @@ class Table:
 
 def _readable(factor: Tensor, *, in_pairs: bool) -> Tensor:
     """Return a factor (rank, features) as the kernel reads it: in pairs it takes several ranks."""
-    lacking = -factor.shape[0] % lora.TOGETHER if in_pairs else 0
+    lacking = -factor.shape[0] % TOGETHER if in_pairs else 0
     if lacking:
         factor = functional.pad(factor, (0, 0, 0, lacking))
     return factor if factor.is_contiguous() else factor.contiguous()
@@ -114,12 +116,14 @@ class TableSegment:
         tables: Those that the units point to.
         groups: Number and largest rank of each group that adapters add to, and whether it is
             computed in pairs, by its first module path.
+        reads: Whether there are tokens of prompts.
     """
 
     tokens: slice
     units: Tensor
     tables: tuple[Table, ...]
     groups: Mapping[str, tuple[int, int, bool]]
+    reads: bool
 
     def add(self, name: str, x: Tensor, y: Tensor) -> None:
         """Add to y (tokens, out) what the adapters make of x (tokens, in) in one group."""
@@ -131,7 +135,7 @@ class TableSegment:
             msg = f"{name} is given {x.shape[0]} tokens of {self.tokens.stop}"
             raise IndexError(msg)
         number, rank, in_pairs = group
-        lora.add(x.contiguous(), y, self.units, number, rank, in_pairs=in_pairs)
+        lora.add(x.contiguous(), y, self.units, number, rank, in_pairs=in_pairs, reads=self.reads)
 
 
 class Tables:
@@ -165,7 +169,7 @@ class Tables:
             if mixture:
                 table = self._table(mixture, adapters)
                 tables.append(table)
-                step = lora.READ if read else lora.DECODED
+                step = READ if read else DECODED
                 units += [
                     (token, min(step, after - token), *table.place, read)
                     for token in range(first, after, step)
@@ -179,7 +183,8 @@ class Tables:
             for i, (target, rank) in enumerate(zip(self._targets, ranks, strict=True))
             if rank
         }
-        return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups)]
+        reads = decoding < len(rows)
+        return [TableSegment(slice(0, first), torch.tensor(units), tuple(tables), groups, reads)]
 
     def keep(self, identities: Container[str]) -> None:
         """Let go of adapters that are not among these any more."""

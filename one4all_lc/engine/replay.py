@@ -114,7 +114,7 @@ class _Step:
 
     def _segment(self, segment: Segment) -> TableSegment:
         assert isinstance(segment, TableSegment)
-        return TableSegment(slice(0, self._rows), self._units, (), segment.groups)
+        return TableSegment(slice(0, self._rows), self._units, (), segment.groups, segment.reads)
 
     def _fill(self, tokens: Tokens, plan: Plan) -> None:
         rows = len(tokens.ids)

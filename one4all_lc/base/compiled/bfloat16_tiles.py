@@ -17,7 +17,15 @@ from torch import Tensor
 
 from one4all_lc.base.compiled.elements import integers, take
 from one4all_lc.base.compiled.kernel import Kernel
-from one4all_lc.base.compiled.tiles import ROWS, configure, fits, multiplies_tiles, restore
+from one4all_lc.base.compiled.tiles import (
+    ROWS,
+    configure,
+    fits,
+    multiplies_tiles,
+    of_rows,
+    restore,
+    saved,
+)
 from one4all_lc.base.compiled.vectors import (
     BYTES,
     Code,
@@ -78,7 +86,8 @@ def _multiply(pointer: Any) -> None:
     last, stride = rows - of_tile, 2 * features
     buffer = np.zeros(2 * ROWS * OUTPUTS + BYTES // 4, np.float32)
     to_sums = buffer.ctypes.data + 4 * aligned(buffer)
-    before = configure(of_tile, len(GIVEN) + len(SUMS) * VECTORS)
+    before = saved()
+    configure(of_rows(of_tile, len(GIVEN) + len(SUMS) * VECTORS))
     while True:
         unit = take(integers(pointer))
         if unit >= units:

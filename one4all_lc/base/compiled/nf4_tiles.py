@@ -22,7 +22,7 @@ from one4all_lc.base.compiled.nf4_layout import (
     VECTORS,
     turn,
 )
-from one4all_lc.base.compiled.tiles import ROWS, configure, fits, restore
+from one4all_lc.base.compiled.tiles import ROWS, configure, fits, of_rows, restore, saved
 from one4all_lc.base.compiled.vectors import (
     BYTES,
     FLOATS,
@@ -104,7 +104,8 @@ def multiply_tiles(pointer: Any) -> None:
     pairs = buffer.ctypes.data + 4 * first
     to_products = pairs + 4 * turned
     to_totals = to_products + 4 * products
-    before = configure(of_group, len(SUMS) + len(GIVEN))
+    before = saved()
+    configure(of_rows(of_group, len(SUMS) + len(GIVEN)))
     while True:
         unit = take(integers(pointer))
         if unit >= units:

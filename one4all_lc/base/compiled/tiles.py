@@ -46,21 +46,43 @@ def _load(code: Code, address: Any) -> None:
 
 
 @njit
-def configure(rows: Any, some: Any) -> Any:
-    """Give some tiles so many rows of 64 bytes and the others all; return what was before.
+def whole_tiles() -> Any:
+    """Return rows and bytes of a row of every tile, shape (8, 2), all whole."""
+    shapes = np.empty((TILES, 2), np.int64)
+    shapes[:, 0], shapes[:, 1] = ROWS, BYTES
+    return shapes
+
+
+@njit
+def of_rows(rows: Any, some: Any) -> Any:
+    """Return the shapes of all tiles where the first ones have so many rows."""
+    shapes = whole_tiles()
+    shapes[:some, 0] = rows
+    return shapes
+
+
+@njit
+def saved() -> Any:
+    """Return how tiles are configured.
 
     oneDNN, which shares the thread, may count on what it has configured: `restore` it.
     """
-    both = np.zeros((2, BYTES), np.uint8)
-    before, wanted = both
+    before = np.empty(BYTES, np.uint8)
     _save((before.ctypes.data,))
+    keep(before)
+    return before
+
+
+@njit
+def configure(shapes: Any) -> None:
+    """Give tiles shapes, as `whole_tiles` has them."""
+    wanted = np.zeros(BYTES, np.uint8)
     wanted[0] = 1  # the palette
     for tile in range(TILES):
-        wanted[16 + 2 * tile] = BYTES
-        wanted[48 + tile] = rows if tile < some else ROWS
+        wanted[16 + 2 * tile] = shapes[tile, 1]
+        wanted[48 + tile] = shapes[tile, 0]
     _load((wanted.ctypes.data,))
-    keep(both)
-    return before
+    keep(wanted)
 
 
 @njit

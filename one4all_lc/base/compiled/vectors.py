@@ -172,6 +172,10 @@ class Code:
         """Return the product of two int64."""
         return self.builder.mul(a, b)
 
+    def difference(self, a: Any, b: Any) -> Any:
+        """Return a less b, int64 both."""
+        return self.builder.sub(a, b)
+
     def least(self, a: Any, b: Any) -> Any:
         """Return the smaller of two int64."""
         return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
