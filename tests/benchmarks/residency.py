@@ -4,9 +4,10 @@ python -m tests.benchmarks.residency [--rounds 3] [--requests 96] [--tokens 32] 
 
 `zipf1000`: 1,000 experts are registered, adapters may take 64 MB, and requests that are all there
 at once ask for expert k with a probability in proportion to 1/k. Against it the same prompts and
-draws, expert numbers modulo 8, with those 8 in memory and the default budget. Every expert has
-rank 8 on all linears and a scale of its own, so that it is loaded and kept by itself; the weights
-on disk are one file under many names.
+draws, expert numbers modulo 8, with those 8 in memory and the default budget. Before either, an
+engine serves as many requests of another draw: what is measured is traffic that goes on. Every
+expert has rank 8 on all linears and a scale of its own, so that it is loaded and kept by itself;
+the weights on disk are one file under many names.
 
 `memory100`: one base and 100 experts in memory, each of which has just answered, against 100 bare
 models in bfloat16. What a batch packs is counted, keys and values are not, on either side.
@@ -172,11 +173,11 @@ class Traffic:
 
     def few(self) -> tuple[float, ...]:
         """Return the figures with 8 experts in memory, as `names` has them."""
-        return self._serve([number % RESIDENT for number in self._draw(FEW)])
+        return self._serve(*([number % RESIDENT for number in draw] for draw in self._draw(FEW)))
 
     def many(self) -> tuple[float, ...]:
         """Return the same with the small budget."""
-        return self._serve(self._draw(MANY), adapter_bytes=BUDGET)
+        return self._serve(*self._draw(MANY), adapter_bytes=BUDGET)
 
     @staticmethod
     def names(case: str) -> tuple[str, ...]:
@@ -184,15 +185,20 @@ class Traffic:
         peak, rows, loads = PEAK.format(case=case), f"{case}: tokens a step", f"{case}: loads"
         return (case, rows, peak, loads, *Profile.names(case))
 
-    def _draw(self, case: str) -> list[int]:
-        """Draw expert numbers: in one round the same for both cases."""
+    def _draw(self, case: str) -> tuple[list[int], list[int]]:
+        """Draw expert numbers, to warm up and to measure: in one round the same for both cases."""
         chances = [1 / number for number in range(1, len(self._experts) + 1)]
         draw = random.Random(next(self._rounds[case]))
-        return draw.choices(range(len(self._experts)), chances, k=self._requests)
+        earlier, numbers = (
+            draw.choices(range(len(self._experts)), chances, k=self._requests) for _ in range(2)
+        )
+        return earlier, numbers
 
-    def _serve(self, numbers: Sequence[int], **settings: int) -> tuple[float, ...]:
+    def _serve(
+        self, earlier: Sequence[int], numbers: Sequence[int], **settings: int
+    ) -> tuple[float, ...]:
         with Watched(self._base, **settings) as watched:
-            watched.ask([self._request(number, WARM_UP_TOKENS) for number in range(RESIDENT)])
+            watched.ask([self._request(number, self._tokens) for number in earlier])
             requests = [self._request(number, self._tokens) for number in numbers]
             before = watched.engine.stats()
             earlier = tuple(watched.profile.figures())
