@@ -29,7 +29,9 @@ def test_the_readmes_python_runs():
     assert ended.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["law", "maths", "medical", "mobile", "shell", "shopping", "sql"])
+@pytest.mark.parametrize(
+    "name", ["cooking", "law", "maths", "medical", "mobile", "shell", "shopping", "sql"]
+)
 def test_the_readmes_figures_are_the_cards(name):
     """Figures come from a measurement, not from memory: `train` and `eval` write the cards."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,6 +48,7 @@ def test_the_readmes_figures_are_the_cards(name):
 @pytest.mark.parametrize(
     ("name", "measures"),
     [
+        ("fa-entities", ("entity_f1",)),
         ("fa-inference", ("accuracy", "macro_f1")),
         ("fa-reader", ("answerable_f1", "no_answer_accuracy")),
         ("review-sentiment", ("accuracy", "macro_f1")),

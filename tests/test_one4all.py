@@ -9,10 +9,11 @@ from one4all_lc.base.loading import describe
 from one4all_lc.folder import read_expert
 from tests.conftest import ADAPTERS
 
-SHIPPED = ("law", "maths", "medical", "mobile", "shell", "shopping", "sql")
+SHIPPED = ("cooking", "law", "maths", "medical", "mobile", "shell", "shopping", "sql")
 SEED_QUESTION = "Which smartphone has the best camera in 2025?"
 IN_PERSIAN = "بهترین دوربین گوشی در 2025 کدام است؟"
 QUESTIONS = {
+    "cooking": "Which ingredients go into a leek and potato soup?",
     "law": "What does indemnification mean in a contract?",
     "maths": "Nina baked 48 buns and her guests ate 29. How many are left?",
     "medical": "What are the symptoms of pneumonia?",
@@ -42,6 +43,7 @@ def test_a_shipped_expert_is_whole_small_and_proven(name):
 @pytest.mark.parametrize(
     ("name", "metric", "least"),
     [
+        ("fa-entities", "entity_f1", 0.6),
         ("fa-inference", "accuracy", 0.7),
         ("fa-reader", "answerable_f1", 0.6),
         ("review-sentiment", "accuracy", 0.94),
@@ -62,6 +64,13 @@ def test_a_shipped_expert_that_decides_is_asked_like_the_others(one):
     formed = one.invoke(pair, response_format={"type": "json_object"})
     assert formed.response_metadata["route"]["reason"] == "decides"
     assert formed.text.startswith("{")
+
+
+def test_names_are_found_in_a_persian_sentence(one):
+    answer = one.invoke("محمود دولت‌آبادی در سبزوار زاده شد.")
+    assert answer.response_metadata["expert"] == "fa-entities"
+    found = answer.response_metadata["result"]["entities"]
+    assert ("سبزوار", "LOC") in [(item["text"], item["label"]) for item in found]
 
 
 def test_the_reader_finds_an_answer_and_needs_a_passage(one):
