@@ -9,6 +9,14 @@ engine serves as many requests of another draw: what is measured is traffic that
 expert has rank 8 on all linears and a scale of its own, so that it is loaded and kept by itself;
 the weights on disk are one file under many names.
 
+The bar of `zipf1000`, .7, held while products were slow. With AMX it does not: a step costs more for
+what is read (weights, the output layer, each adapter once) and less for its rows. 64 MB hold 13
+adapters, and 96 requests ask for some 65 experts in five groups of 13, each for as many steps as an
+answer has tokens; 8 experts fill 32 rows and need three. What is printed of both sides, steps and
+seconds of each kind, says where it goes. Tried, without gain: to hold newcomers back until several
+can be read together, and recordings of fewer sizes. What helped both sides alike left the ratio as
+it is: no copy of an adapter's B, adapters of prompts in tiles.
+
 `memory100`: one base and 100 experts in memory, each of which has just answered, against 100 bare
 models in bfloat16. What a batch packs is counted, keys and values are not, on either side.
 """
