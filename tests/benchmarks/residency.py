@@ -9,8 +9,8 @@ engine serves as many requests of another draw: what is measured is traffic that
 expert has rank 8 on all linears and a scale of its own, so that it is loaded and kept by itself;
 the weights on disk are one file under many names.
 
-The bar of `zipf1000`, .7, held while products were slow. With AMX it does not: a step costs more for
-what is read (weights, the output layer, each adapter once) and less for its rows. 64 MB hold 13
+The bar of `zipf1000`, .7, held while products were slow. With AMX it does not: a step costs more
+for what is read (weights, the output layer, each adapter once) and less for its rows. 64 MB hold 13
 adapters, and 96 requests ask for some 65 experts in five groups of 13, each for as many steps as an
 answer has tokens; 8 experts fill 32 rows and need three. What is printed of both sides, steps and
 seconds of each kind, says where it goes. Tried, without gain: to hold newcomers back until several
