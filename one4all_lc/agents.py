@@ -175,7 +175,8 @@ def route_to_expert(
     """Return a conditional edge that leads to the node of the routed expert.
 
     Args:
-        router: Chooses among the experts by the last human message.
+        router: Chooses among the experts by the last human message. `RunnableLambda(one.route,
+            one.aroute)` chooses none that cannot answer it, such as a reader without a passage.
         abstained: The node to go to where the router abstains, or chooses an expert that has
             no node; `END` is one too.
         nodes: The node of each expert; None takes an expert's name for its node's.
@@ -209,7 +210,8 @@ def fan_out(
     one goes out for `base`.
 
     Args:
-        router: Chooses among the experts by the last human message.
+        router: Chooses among the experts by the last human message. `RunnableLambda(one.route,
+            one.aroute)` chooses none that cannot answer it, such as a reader without a passage.
         node: The node that answers, `expert_node(model)` for example.
         most: The number of experts at most.
         at_least: The probability that an expert beside the routed one must have.
