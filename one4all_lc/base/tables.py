@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from one4all_lc.base.compiled import lora
 from one4all_lc.base.compiled.kernel import bits_of
-from one4all_lc.base.compiled.lora_layout import DECODED, FIELDS, READ
+from one4all_lc.base.compiled.lora_layout import DECODED, FIELDS, READ, READ_IN_TILES
 from one4all_lc.base.compiled.lora_pairs import TOGETHER, WIDTH
+from one4all_lc.base.compiled.tiles import multiplies_tiles
 from one4all_lc.base.lora import Adapter, AdaptersById, Group, Mixture, Segment, members
 
 _MOST = 256
@@ -161,6 +162,7 @@ class Tables:
         units: list[tuple[int, ...]] = []
         tables: list[Table] = []
         first = 0
+        reading = READ_IN_TILES if multiplies_tiles() else READ
         phases = [int(i >= decoding) for i in range(len(rows))]
         for (mixture, read), same in itertools.groupby(
             zip(rows, phases, strict=True), lambda item: (item[0][1], item[1])
@@ -169,7 +171,7 @@ class Tables:
             if mixture:
                 table = self._table(mixture, adapters)
                 tables.append(table)
-                step = READ if read else DECODED
+                step = reading if read else DECODED
                 units += [
                     (token, min(step, after - token), *table.place, read)
                     for token in range(first, after, step)

@@ -152,10 +152,9 @@ def add(
     Args:
         x: Shape (rows, in), contiguous.
         y: Shape (rows, out), contiguous.
-        units: Shape (units, 5), int64: first row, number of rows up to `DECODED` or `READ`, address
-            of their mixture's table, how many factor pairs that has for each group of layers, and 1
-            for rows of a prompt, 0 for decoded ones: they differ in the last bit. A pair of rank 0
-            adds nothing.
+        units: Shape (units, 5), int64, as `lora_layout` has them: rows up to `DECODED`, `READ` or
+            `READ_IN_TILES`. Rows of a prompt and decoded ones differ in the last bit. A pair of
+            rank 0 adds nothing.
         group: Which group of layers x is the input of.
         rank: The largest.
         in_pairs: Whether every rank is a multiple of `TOGETHER`, and every width of `WIDTH`.

@@ -135,11 +135,20 @@ def room_for(rank: Any) -> Any:
     return np.empty(TOGETHER * rank, np.float32), np.empty(TOGETHER * rank, np.uint16)
 
 
+@njit
+def asked(arguments: Any, unit: Any, pointer: Any) -> Any:
+    """Return of a unit where x and y begin, rows, whether it reads a prompt, and its pairs."""
+    first, rows, factors, read = unit[0], unit[1], unit[3], unit[4]
+    pairs = unit[2] + 8 * FIELDS * factors * arguments[7]
+    x, y = arguments[2] + 2 * first * arguments[4], arguments[3] + 2 * first * arguments[5]
+    return x, y, rows, read, table(pairs, (factors, FIELDS), pointer)
+
+
 @Kernel.where(fits)
 def add_pairs(pointer: Any) -> None:
     """Add what adapters make of rows, as `lora.add` calls it."""
     arguments = carray(integers(pointer), 9)
-    count, group = arguments[1], arguments[7]
+    count = arguments[1]
     units = table(arguments[6], (count, 5), pointer)
     row_bytes = 2 * arguments[4], 2 * arguments[5]
     room = room_for(arguments[8])
@@ -147,8 +156,6 @@ def add_pairs(pointer: Any) -> None:
         unit = take(integers(pointer))
         if unit >= count:
             break
-        first, rows, factors = units[unit, 0], units[unit, 1], units[unit, 3]
-        pairs = table(units[unit, 2] + 8 * FIELDS * factors * group, (factors, FIELDS), pointer)
-        x, y = arguments[2] + first * row_bytes[0], arguments[3] + first * row_bytes[1]
-        for pair in range(factors):
+        x, y, rows, _, pairs = asked(arguments, units[unit], pointer)
+        for pair in range(len(pairs)):
             add_few(x, y, rows, row_bytes, pairs[pair], room)

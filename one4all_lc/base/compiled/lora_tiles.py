@@ -17,8 +17,8 @@ from numba import carray, njit, types
 
 from one4all_lc.base.compiled.elements import as_float, elements, integers, narrow, table, take
 from one4all_lc.base.compiled.kernel import Kernel
-from one4all_lc.base.compiled.lora_layout import FIELDS, READ
-from one4all_lc.base.compiled.lora_pairs import WIDTH, add_few, room_for
+from one4all_lc.base.compiled.lora_layout import READ_IN_TILES
+from one4all_lc.base.compiled.lora_pairs import WIDTH, add_few, asked, room_for
 from one4all_lc.base.compiled.tiles import ROWS, configure, fits, restore, saved, whole_tiles
 from one4all_lc.base.compiled.vectors import (
     BYTES,
@@ -191,8 +191,8 @@ def _room(features: Any, outputs: Any, rank: Any) -> Any:
     sizes = (
         blocks * ROWS * features // 2,
         ranks // 2 * outputs,
-        READ * blocks * ROWS,
-        READ * ranks,
+        READ_IN_TILES * blocks * ROWS,
+        READ_IN_TILES * ranks,
     )
     buffer = np.empty(sum(sizes) + ROWS * WIDTH + LANES, np.float32)
     at = aligned(buffer)
@@ -264,7 +264,7 @@ def add_tiles(pointer: Any) -> None:
     """Add what adapters make of rows, as `lora.add` calls it: in tiles those of prompts."""
     arguments = carray(integers(pointer), 9)
     count, features, outputs = arguments[1], arguments[4], arguments[5]
-    group, most = arguments[7], arguments[8]
+    most = arguments[8]
     units = table(arguments[6], (count, 5), pointer)
     row_bytes = 2 * features, 2 * outputs
     few, many = room_for(most), (_room(features, outputs, most), most)
@@ -273,13 +273,11 @@ def add_tiles(pointer: Any) -> None:
         unit = take(integers(pointer))
         if unit >= count:
             break
-        first, rows, factors, read = units[unit, 0], units[unit, 1], units[unit, 3], units[unit, 4]
-        pairs = table(units[unit, 2] + 8 * FIELDS * factors * group, (factors, FIELDS), pointer)
-        x, y = arguments[2] + first * row_bytes[0], arguments[3] + first * row_bytes[1]
+        x, y, rows, read, pairs = asked(arguments, units[unit], pointer)
         if read and min(rows, ROWS) != shaped:
             shaped = min(rows, ROWS)
             configure(_shapes(shaped, most))
-        for pair in range(factors):
+        for pair in range(len(pairs)):
             rank = pairs[pair, 2]
             if not read:
                 add_few(x, y, rows, row_bytes, pairs[pair], few)
